@@ -1,0 +1,1 @@
+"""SegCLIP at scale."""
