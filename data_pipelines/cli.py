@@ -1,0 +1,99 @@
+"""``segclip-shards``: write, show, verify and upload shard sets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from segclip.console import cli, progress
+from segclip.data_pipelines.manifest import read_manifest
+from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards, write_scene_voc
+from segclip.data_pipelines.scenes import DEFAULT_SIZE
+from segclip.data_pipelines.shards import verify_set
+from segclip.data_pipelines.store import upload
+
+__all__ = ["main"]
+
+
+def _scenes(arguments: argparse.Namespace) -> None:
+    superpixels = SCENE_SUPERPIXELS.model_copy(update={"segments": arguments.segments}) if arguments.segments else None
+    scenes = SceneSet(arguments.count, arguments.seed, arguments.size, superpixels)
+    with progress() as bar:
+        task = bar.add_task("scenes", total=arguments.count)
+        manifest = write_scene_shards(
+            arguments.out,
+            scenes,
+            per_shard=arguments.per_shard,
+            processes=arguments.processes,
+            report=lambda entry: bar.advance(task, entry.count),
+        )
+    size = sum(shard.bytes for shard in manifest.shards)
+    print(f"{manifest.samples} scenes in {len(manifest.shards)} shards, {size / 1e6:.1f} MB: {arguments.out}")
+
+
+def _scenes_voc(arguments: argparse.Namespace) -> None:
+    with progress() as bar:
+        task = bar.add_task("scenes", total=arguments.count)
+        folder = write_scene_voc(
+            arguments.out, SceneSet(arguments.count, arguments.seed, arguments.size), lambda: bar.advance(task)
+        )
+    print(f"{arguments.count} scenes with label maps: {folder}")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    with progress() as bar:
+        task = bar.add_task("samples", total=read_manifest(arguments.url).samples)
+        manifest = verify_set(arguments.url, lambda entry: bar.advance(task, entry.count))
+    print(f"{len(manifest.shards)} shards with {manifest.samples} samples match their manifest: {arguments.url}")
+
+
+def _upload(arguments: argparse.Namespace) -> None:
+    with progress() as bar:
+        total = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
+        task = bar.add_task("bytes", total=total)
+        files = upload(arguments.folder, arguments.url, lambda entry: bar.advance(task, entry.size))
+    print(f"{files} files uploaded: {arguments.url}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="segclip-shards", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    scenes = commands.add_parser("scenes", help="write training shards of generated captioned scenes")
+    scenes.add_argument("--out", required=True, metavar="URL", help="folder or URL to write to")
+    scenes.add_argument("--count", type=int, required=True, help="number of scenes")
+    scenes.add_argument("--seed", type=int, default=0, help="seed; scene i of a seed is always the same")
+    scenes.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
+    scenes.add_argument("--per-shard", type=int, default=1000, help="scenes in each shard")
+    scenes.add_argument("--segments", type=int, default=SCENE_SUPERPIXELS.segments, help="superpixels; 0 stores none")
+    scenes.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    scenes.set_defaults(run=_scenes)
+
+    voc = commands.add_parser("scenes-voc", help="write scenes with label maps in the PASCAL VOC layout")
+    voc.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that gets VOCdevkit/VOC2012")
+    voc.add_argument("--count", type=int, default=500, help="number of scenes")
+    voc.add_argument("--seed", type=int, required=True, help="seed; take another than for training")
+    voc.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
+    voc.set_defaults(run=_scenes_voc)
+
+    verify = commands.add_parser("verify", help="compare every shard of a set with its manifest")
+    verify.add_argument("url", metavar="URL", help="the set")
+    verify.set_defaults(run=_verify)
+
+    send = commands.add_parser("upload", help="copy a folder of shards to a URL")
+    send.add_argument("folder", type=Path, metavar="FOLDER", help="the folder")
+    send.add_argument("url", metavar="URL", help="where to, such as s3://bucket/prefix")
+    send.set_defaults(run=_upload)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``segclip-shards``."""
+    cli(lambda arguments: arguments.run(arguments), _parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The manifest of a shard set: what each shard must hold, so that nothing broken or missing goes unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
+from segclip.data_pipelines.superpixels import SuperpixelMethod
+
+__all__ = ["MANIFEST", "Manifest", "ShardEntry", "check_shard", "describe", "parse_manifest", "read_manifest"]
+
+MANIFEST = "manifest.json"
+
+
+class ShardEntry(BaseModel):
+    """One shard: path below the manifest's folder, size in bytes, number of samples, SHA-256 of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(pattern=r"^[A-Za-z0-9_+=,@~-][A-Za-z0-9_.+=,@~/-]*\.tar$")
+    bytes: int = Field(ge=0)
+    count: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """``manifest.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["segclip-shards"] = "segclip-shards"
+    version: Literal[1] = 1
+    superpixels: SuperpixelMethod | None = Field(None, description="Method of the stored maps; none are stored if null.")
+    source: dict[str, Any] = Field(default_factory=dict, description="What the set was made from, for people.")
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def describe(path: str, content: bytes, count: int) -> ShardEntry:
+    """The manifest's entry for a shard."""
+    return ShardEntry(path=path, bytes=len(content), count=count, sha256=hashlib.sha256(content).hexdigest())
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """A manifest from its bytes.
+
+    Raises:
+        ValueError: no manifest, or one that names no shards or one shard twice.
+    """
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ValueError(f"{where} is not a valid manifest: {place}: {first['msg']}") from error
+    if not manifest.shards:
+        raise ValueError(f"{where} names zero shards: build a shard set first (segclip-shards scenes ...)")
+    paths = [shard.path for shard in manifest.shards]
+    if len(set(paths)) != len(paths) or any(".." in path.split("/") for path in paths):
+        raise ValueError(f"{where} names a shard twice or outside its folder: write the manifest again")
+    return manifest
+
+
+def read_manifest(source: str | Store) -> Manifest:
+    """The manifest of the shard set at a URL or in a store.
+
+    Given a URL it is read so that this process may still fork workers (see ``store.read_before_fork``).
+    """
+    if isinstance(source, Store):
+        return parse_manifest(bytes(source.get(MANIFEST)), f"{source.url}/{MANIFEST}")
+    return parse_manifest(read_before_fork(source, MANIFEST), f"{normalise_url(source)}/{MANIFEST}")
+
+
+def check_shard(entry: ShardEntry, content: bytes | bytearray, url: str, *, checksum: bool = True) -> None:
+    """Raise ``ValueError`` unless the bytes of a shard are those the manifest states."""
+    if len(content) != entry.bytes:
+        raise ValueError(
+            f"shard {url}/{entry.path} has {len(content)} bytes, the manifest states {entry.bytes}: "
+            "upload the shard again or rebuild the set"
+        )
+    if checksum and hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise ValueError(
+            f"the content of shard {url}/{entry.path} does not match the manifest (SHA-256): "
+            "upload the shard again or rebuild the set"
+        )

@@ -1,0 +1,87 @@
+"""Decoding pictures: size from the header first, then uint8 pixels."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg
+
+__all__ = ["PICTURE_EXTENSIONS", "decode_picture", "picture_size"]
+
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# Markers that carry the size of a JPEG: SOF0 .. SOF15 without DHT (C4), JPG (C8) and DAC (CC).
+_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """(height, width) from the header of a JPEG, PNG or WebP.
+
+    Raises:
+        ValueError: none of the three, or a header that is cut.
+    """
+    head = bytes(data[:32])
+    try:
+        if head[:2] == b"\xff\xd8":
+            return _jpeg_size(data)
+        if head[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack(">II", head[16:24])
+            return height, width
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return _webp_size(head)
+    except (struct.error, IndexError) as error:
+        raise ValueError("its header is cut") from error
+    kind = "is empty" if not head else "looks like a web page" if head.lstrip()[:1] == b"<" else f"starts with {head[:8]!r}"
+    raise ValueError(f"it is no JPEG, PNG or WebP: it {kind}")
+
+
+def _jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    offset = 2
+    while True:
+        while data[offset + 1] == 0xFF:  # fill bytes before a marker
+            offset += 1
+        if data[offset] != 0xFF:
+            raise ValueError("its JPEG header is corrupt")
+        if data[offset + 1] in _SIZE_MARKERS:
+            height, width = struct.unpack_from(">HH", data, offset + 5)
+            return height, width
+        offset += 2 + struct.unpack_from(">H", data, offset + 2)[0]
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    kind = head[12:16]
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", head[26:30])
+        return height & 0x3FFF, width & 0x3FFF
+    if kind == b"VP8L":
+        (bits,) = struct.unpack("<I", head[21:25])
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+
+
+def decode_picture(data: Tensor, extension: str, max_pixels: int) -> Tensor:
+    """RGB pixels of an encoded picture.
+
+    Args:
+        data: uint8 [bytes], the file.
+        extension: ``jpg``, ``jpeg``, ``png`` or ``webp``.
+        max_pixels: a picture with more is refused before anything is decoded.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        ValueError: the picture is too large, or does not decode.
+    """
+    height, width = picture_size(memoryview(data.numpy()))
+    if height * width > max_pixels:
+        raise ValueError(f"it has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
+    if height * width == 0:
+        raise ValueError(f"its header states {width} x {height} pixels")
+    try:
+        if extension in ("jpg", "jpeg"):
+            return decode_jpeg(data, mode=ImageReadMode.RGB)
+        return decode_image(data, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise ValueError(f"it does not decode ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,79 @@
+"""Label maps as lossless PNG: one byte a pixel, written without row filters so that reading back is one inflate.
+
+Any PNG reader opens these files. Maps written by other tools (row filters, 16 bits, palettes) go through torchvision.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.io import ImageReadMode, decode_png
+
+__all__ = ["decode_label_map", "encode_label_map"]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY_8 = b"\x08\x00\x00\x00\x00"  # bit depth 8, greyscale, deflate, adaptive filters, not interlaced
+_HEADER_END = 33  # signature 8 + IHDR: length 4, type 4, content 13, checksum 4
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def encode_label_map(labels_HW: NDArray[np.integer]) -> bytes:
+    """A label map as PNG: 8 bits a pixel, or 16 where an id exceeds 255.
+
+    Raises:
+        ValueError: ids outside 0 .. 65535.
+    """
+    height, width = labels_HW.shape
+    low, high = int(labels_HW.min()), int(labels_HW.max())
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(f"label map holds ids {low} .. {high}: a PNG keeps 0 .. 65535")
+    dtype, depth = (np.dtype(np.uint8), b"\x08") if high <= 0xFF else (np.dtype(">u2"), b"\x10")
+    rows = np.zeros((height, 1 + width * dtype.itemsize), dtype=np.uint8)
+    rows[:, 1:] = labels_HW.astype(dtype).view(np.uint8).reshape(height, -1)
+    header = struct.pack(">II", width, height) + depth + _GREY_8[1:]
+    body = zlib.compress(rows.tobytes(), 6)
+    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+def decode_label_map(data: bytes | memoryview) -> NDArray[np.integer]:
+    """The ids of a PNG label map: uint8 or uint16 [H, W].
+
+    Raises:
+        ValueError: the bytes are no PNG, or one with colour channels.
+    """
+    if bytes(data[:8]) != _SIGNATURE:
+        raise ValueError(f"a superpixel map must be a PNG; it starts with {bytes(data[:8])!r}")
+    if bytes(data[24:29]) == _GREY_8 and bytes(data[_HEADER_END + 4 : _HEADER_END + 8]) == b"IDAT":
+        fast = _decode_unfiltered(data)
+        if fast is not None:
+            return fast
+    try:
+        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    except RuntimeError as error:
+        raise ValueError(f"superpixel map does not decode: {error}") from error
+    if image.shape[0] != 1:
+        raise ValueError(f"a superpixel map has one channel of ids; this PNG has {image.shape[0]}")
+    return image[0].numpy()
+
+
+def _decode_unfiltered(data: bytes | memoryview) -> NDArray[np.uint8] | None:
+    """Inflate an 8-bit grey PNG of one IDAT chunk whose rows carry no filter; None for any other."""
+    width, height = struct.unpack(">II", data[16:24])
+    (length,) = struct.unpack(">I", data[_HEADER_END : _HEADER_END + 4])
+    expected = height * (width + 1)
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(data[_HEADER_END + 8 : _HEADER_END + 8 + length], expected)
+    except zlib.error as error:
+        raise ValueError(f"superpixel map does not decode: {error}") from error
+    if len(raw) != expected or not inflater.eof and inflater.unconsumed_tail:
+        return None
+    rows = np.frombuffer(raw, dtype=np.uint8).reshape(height, width + 1)
+    return None if rows[:, 0].any() else rows[:, 1:]

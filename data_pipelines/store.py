@@ -1,0 +1,215 @@
+"""Object stores by URL: ``file://``, ``s3://`` and what else obstore knows, with retries and timeouts.
+
+Credentials and endpoints come from the standard environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+...) and from nowhere else: they are never part of a configuration.
+
+The client runs on a thread pool that does not survive ``fork``. A process that has used it may not fork children that
+use it again: ``client_started`` tells, ``read_before_fork`` reads a small object without starting it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+import obstore.store
+
+__all__ = ["SCHEMES", "Entry", "Store", "client_started", "normalise_url", "open_store", "read_before_fork", "upload"]
+
+SCHEMES = ("file", "s3", "gs", "az", "https", "http")
+CONNECT_TIMEOUT = timedelta(seconds=3)
+REQUEST_TIMEOUT = timedelta(seconds=60)
+RETRIES = 3
+# Together with the connect timeout this keeps an endpoint that is down under ten seconds.
+RETRY_TIMEOUT = timedelta(seconds=6)
+
+T = TypeVar("T")
+_client_pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object of a store: its path below the store's URL and its size."""
+
+    path: str
+    size: int
+
+
+def normalise_url(url: str) -> str:
+    """A URL for ``url``, which may also be a path of the local disk.
+
+    Raises:
+        ValueError: empty, or of a scheme that is not supported.
+    """
+    if not url:
+        raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        if url.startswith("pipe:"):
+            raise ValueError(f"pipe: URLs run shell commands and are refused: {url!r}")
+        return Path(url).expanduser().absolute().as_uri()
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme {scheme!r} of {url!r} is not supported: use one of {', '.join(SCHEMES)}")
+    if scheme == "file" and urlsplit(url).netloc not in ("", "localhost"):
+        # file://relative/path would silently drop its first part.
+        raise ValueError(f"{url!r} names a host: write file:///absolute/path with three slashes")
+    return url.rstrip("/")
+
+
+def local_path(url: str) -> Path | None:
+    """The folder a ``file://`` URL names, None for any other scheme."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def client_started() -> bool:
+    """Whether this process has used the client, so that its forked children may not."""
+    return _client_pid is not None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of objects behind a URL. Every failure is a ``ValueError`` that names URL and remedy."""
+
+    url: str
+    client: Any
+
+    def get(self, path: str) -> bytearray:
+        """The whole object, writable so that tensors can be views of it."""
+        content = self._call(lambda: obstore.get(self.client, path).bytes(), path)
+        return bytearray(content)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write an object; on a local disk under a temporary name first."""
+        self._call(lambda: obstore.put(self.client, path, content), path)
+
+    def list(self) -> Iterator[Entry]:
+        """All objects below the URL, sorted by path."""
+        listed = self._call(lambda: [each for part in obstore.list(self.client) for each in part], "")
+        yield from sorted((Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path)
+
+    def _call(self, action: Callable[[], T], path: str) -> T:
+        global _client_pid
+        if _client_pid is not None and _client_pid != os.getpid():
+            raise RuntimeError("the object store client was started before this process was forked and would hang")
+        _client_pid = os.getpid()
+        where = f"{self.url}/{path}".rstrip("/")
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise ValueError(f"{where} does not exist: check the data URL") from error
+        except PermissionError as error:
+            raise ValueError(f"access to {where} is denied: check its permissions and the credentials") from error
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise ValueError(f"{where} cannot be reached: {_short(error)}. {_remedy(self.url)}") from error
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of a client's message: what follows is a dump of the request."""
+    text = " ".join(str(error).split("Debug source:")[0].split())
+    return text[:300].rstrip(" .,:")
+
+
+def _remedy(url: str) -> str:
+    if url.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+        return (
+            f"Check AWS_ENDPOINT_URL ({endpoint or 'not set: Amazon S3'}), AWS_REGION, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    return "Check the URL, the network and the credentials in the environment"
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """The store at ``url`` (or at a local path).
+
+    Args:
+        url: where the objects lie.
+        create: make a local folder that does not exist.
+
+    Raises:
+        ValueError: bad URL, or a local folder that does not exist.
+    """
+    url = normalise_url(url)
+    folder = local_path(url)
+    if folder is not None:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not folder.is_dir():
+            raise ValueError(f"the data folder {folder} does not exist: check the path, or write shards to it first")
+        return Store(url, obstore.store.LocalStore(str(folder)))
+    options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    if url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://")):
+        options["allow_http"] = True
+    retry: Any = {"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT}
+    try:
+        client = obstore.store.from_url(url, client_options=cast(Any, options), retry_config=retry)
+    except (obstore.exceptions.BaseError, ValueError) as error:
+        raise ValueError(f"{url} cannot be opened: {_short(error)}. {_remedy(url)}") from error
+    return Store(url, client)
+
+
+def read_before_fork(url: str, path: str) -> bytes:
+    """One small object, read without starting the client in this process, which may go on to fork workers.
+
+    Local files are read directly, others in a short-lived child.
+    """
+    url = normalise_url(url)
+    folder = local_path(url)
+    if folder is not None:
+        file = folder / path
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist: check the data path, or write shards there first")
+        return file.read_bytes()
+    if client_started():
+        return bytes(open_store(url).get(path))
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_read_into, args=(url, path, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        outcome = receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that read {url}/{path} died (exit code {child.exitcode})") from None
+    finally:
+        child.join()
+        receiver.close()
+    if isinstance(outcome, str):
+        raise ValueError(outcome)
+    return bytes(outcome)
+
+
+def _read_into(url: str, path: str, sender: Connection) -> None:
+    try:
+        sender.send(bytes(open_store(url).get(path)))
+    except ValueError as error:
+        sender.send(str(error))
+
+
+def upload(folder: Path, url: str, report: Callable[[Entry], None] = lambda entry: None) -> int:
+    """Copy every file below ``folder`` to ``url``, manifests last, so that what a manifest names is there.
+
+    Returns:
+        Number of files copied.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"the folder {folder} to upload does not exist")
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda p: (p.suffix == ".json", str(p)))
+    if not files:
+        raise ValueError(f"the folder {folder} to upload is empty")
+    target = open_store(url, create=True)
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        target.put(name, file.read_bytes())
+        report(Entry(name, file.stat().st_size))
+    return len(files)
