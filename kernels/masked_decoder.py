@@ -1,0 +1,107 @@
+"""Around the reconstruction decoder: put tokens back in their places, and compare predicted with true pixels.
+
+``unshuffle``: the decoder sees one sequence of N places in image order. Place n takes visible token r[n], or the mask
+token where r[n] points behind the visible ones, plus the position of place n:
+
+    x[b, n] = (tokens[b, r[b, n]] if r[b, n] < K else mask_token) + positions[n]
+
+Shapes: tokens [B, K, D], r [B, N] int64, mask_token [D], positions [N, D], x [B, N, D] in the type of tokens.
+
+``masked_pixel_loss``: mean squared error over the masked patches only:
+
+    loss = 1 / (B M 3 p^2) * sum (prediction[b, m] - pixels(image[b], patch masked[b, m]))^2
+
+Shapes: prediction [B, M, p * p * 3], image [B, 3, H, W] uint8 or float, masked [B, M] int64 patch numbers in row order.
+The pixels of a patch are ordered (row, column, channel). uint8 images are normalised here: (x / 255 - mean) / std;
+float images are taken as already normalised. The loss is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["masked_pixel_loss", "masked_pixel_loss_reference", "patch_pixels", "unshuffle", "unshuffle_reference"]
+
+
+def unshuffle(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, positions_ND: Tensor) -> Tensor:
+    """Tokens in image order with mask tokens in the gaps and positions added; see the top of this file.
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+    batch, _, width = tokens_BKD.shape
+    if restore_BN.ndim != 2 or restore_BN.shape[0] != batch:
+        raise ValueError(f"restore of unshuffle must be [{batch}, N], got {list(restore_BN.shape)}")
+    if mask_token_D.shape != (width,):
+        raise ValueError(f"mask token of unshuffle must be [{width}], got {list(mask_token_D.shape)}")
+    if positions_ND.shape != (restore_BN.shape[1], width):
+        raise ValueError(
+            f"positions of unshuffle must be [{restore_BN.shape[1]}, {width}], got {list(positions_ND.shape)}"
+        )
+    return unshuffle_reference(tokens_BKD, restore_BN, mask_token_D, positions_ND)
+
+
+def unshuffle_reference(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, positions_ND: Tensor) -> Tensor:
+    """Plain torch definition of ``unshuffle``."""
+    batch, visible, width = tokens_BKD.shape
+    gaps = restore_BN.shape[1] - visible
+    full_BND = torch.cat([tokens_BKD, mask_token_D.expand(batch, gaps, width)], dim=1)
+    return full_BND.gather(1, restore_BN[:, :, None].expand(-1, -1, width)) + positions_ND
+
+
+def masked_pixel_loss(
+    prediction_BMP: Tensor,
+    images_BCHW: Tensor,
+    masked_BM: Tensor,
+    patch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Mean squared pixel error over masked patches, a float32 scalar; see the top of this file.
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"image size {height}x{width} is not divisible by the patch size {patch_size}")
+    if masked_BM.ndim != 2 or masked_BM.shape[0] != batch:
+        raise ValueError(f"masked patches must be [{batch}, M], got {list(masked_BM.shape)}")
+    expected = (*masked_BM.shape, channels * patch_size**2)
+    if prediction_BMP.shape != expected:
+        raise ValueError(f"pixel prediction must be {list(expected)}, got {list(prediction_BMP.shape)}")
+    return masked_pixel_loss_reference(prediction_BMP, images_BCHW, masked_BM, patch_size, mean, std)
+
+
+def masked_pixel_loss_reference(
+    prediction_BMP: Tensor,
+    images_BCHW: Tensor,
+    masked_BM: Tensor,
+    patch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Plain torch definition of ``masked_pixel_loss``."""
+    pixels_BLP = patch_pixels(images_BCHW, patch_size)
+    target_BMP = pixels_BLP.gather(1, masked_BM[:, :, None].expand(-1, -1, pixels_BLP.shape[2]))
+    compute = torch.promote_types(prediction_BMP.dtype, torch.float32)
+    if target_BMP.dtype == torch.uint8:
+        repeats = patch_size**2
+        mean_P = torch.tensor(mean, dtype=compute, device=target_BMP.device).repeat(repeats)
+        std_P = torch.tensor(std, dtype=compute, device=target_BMP.device).repeat(repeats)
+        target_BMP = (target_BMP.to(compute) / 255.0 - mean_P) / std_P
+    return torch.nn.functional.mse_loss(prediction_BMP.to(compute), target_BMP.to(compute))
+
+
+def patch_pixels(images_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Pixels of each patch, [B, L, p * p * C], patches in row order, pixels in (row, column, channel) order."""
+    batch, channels, height, width = images_BCHW.shape
+    rows, columns = height // patch_size, width // patch_size
+    return (
+        images_BCHW.view(batch, channels, rows, patch_size, columns, patch_size)
+        .permute(0, 2, 4, 3, 5, 1)
+        .reshape(batch, rows * columns, patch_size * patch_size * channels)
+    )

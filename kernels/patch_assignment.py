@@ -1,0 +1,129 @@
+"""Assign each patch to one center and average the patches of each center.
+
+    a[g, l] = q[g] . k[l]                                        (no scale)
+    y       = softmax over g of (a + n) / t                      (n Gumbel noise, t temperature)
+    h[g, l] = 1 if g = argmax_g y[g, l] else 0                   (backward: as if h were y)
+    r[g]    = sum_l h[g, l] v[l] / max(sum_l h[g, l], 1)
+
+Shapes: q [B, G, C], k and v [B, L, C], n, a, h [B, G, L], r [B, G, C]. B batch, G centers, L patches, C width.
+Types: q, k, v in float32 or bfloat16; a, n, y, h in float32, sums in float32; r in the type of v.
+
+The gradient of h reaches r both through the sum and through the count; ``clamp_min`` lets it through at a count of
+exactly one and stops it at a count of zero, where r is zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segclip.keyed_random import gumbel
+
+__all__ = ["GumbelKey", "PatchAssignment", "patch_assignment", "patch_assignment_reference"]
+
+
+class GumbelKey(NamedTuple):
+    """Names Gumbel noise instead of holding it: sample b draws its G * L numbers at ``positions_B[b]``.
+
+    Element (g, l) is number ``g * L + l`` of ``segclip.keyed_random.gumbel(seed, purpose, positions_B, G * L)``.
+    """
+
+    seed: int
+    purpose: int
+    positions_B: Tensor
+
+
+class PatchAssignment(NamedTuple):
+    """Result of ``patch_assignment``."""
+
+    regions_BGC: Tensor
+    """Mean value over the patches of each center, zero for a center without patches; type of the values."""
+    hard_BGL: Tensor
+    """Float32 one-hot over centers; its gradient is that of the (noisy) softmax."""
+    logits_BGL: Tensor
+    """Float32 products of centers and keys, without noise or temperature."""
+
+    @property
+    def soft_BGL(self) -> Tensor:
+        """Softmax of the logits over centers, without noise or temperature: what segmentation maps are made of."""
+        return self.logits_BGL.softmax(dim=1)
+
+
+def patch_assignment(
+    query_BGC: Tensor,
+    key_BLC: Tensor,
+    value_BLC: Tensor,
+    noise: Tensor | GumbelKey | None = None,
+    temperature: float = 1.0,
+) -> PatchAssignment:
+    """Assign patches to centers; see the formula at the top of this file.
+
+    Args:
+        query_BGC: centers.
+        key_BLC: patch keys.
+        value_BLC: patch values.
+        noise: Gumbel noise as float32 [B, G, L], or the key it is drawn with, or None for none.
+        temperature: divides the noisy logits; evaluation uses 1.
+
+    Raises:
+        ValueError: shapes or devices that do not go together.
+    """
+    _check(query_BGC, key_BLC, value_BLC, noise)
+    return patch_assignment_reference(query_BGC, key_BLC, value_BLC, noise, temperature)
+
+
+def patch_assignment_reference(
+    query_BGC: Tensor,
+    key_BLC: Tensor,
+    value_BLC: Tensor,
+    noise: Tensor | GumbelKey | None = None,
+    temperature: float = 1.0,
+) -> PatchAssignment:
+    """Plain torch definition of ``patch_assignment``."""
+    compute = torch.promote_types(query_BGC.dtype, torch.float32)
+    logits_BGL = query_BGC.to(compute) @ key_BLC.to(compute).transpose(1, 2)
+    noisy_BGL = logits_BGL
+    if isinstance(noise, GumbelKey):
+        centers, patches = logits_BGL.shape[1:]
+        noise = gumbel(noise.seed, noise.purpose, noise.positions_B, centers * patches).view_as(logits_BGL)
+    if noise is not None:
+        noisy_BGL = noisy_BGL + noise
+    if temperature != 1.0:
+        noisy_BGL = noisy_BGL / temperature
+    soft_BGL = noisy_BGL.softmax(dim=1)
+    winner_B1L = soft_BGL.detach().argmax(dim=1, keepdim=True)
+    one_hot_BGL = torch.zeros_like(soft_BGL).scatter_(1, winner_B1L, 1.0)
+    # soft - soft.detach() is exactly zero, so the value stays exactly 0 or 1 while the gradient is the softmax's.
+    hard_BGL = one_hot_BGL + (soft_BGL - soft_BGL.detach())
+    count_BG1 = hard_BGL.sum(dim=2, keepdim=True).clamp_min(1.0)
+    regions_BGC = (hard_BGL @ value_BLC.to(compute)) / count_BG1
+    return PatchAssignment(regions_BGC.to(value_BLC.dtype), hard_BGL, logits_BGL)
+
+
+def _check(query_BGC: Tensor, key_BLC: Tensor, value_BLC: Tensor, noise: Tensor | GumbelKey | None) -> None:
+    if query_BGC.ndim != 3 or key_BLC.ndim != 3:
+        raise ValueError(
+            "query and key of patch_assignment must be [B, G, C] and [B, L, C], "
+            f"got shapes {list(query_BGC.shape)} and {list(key_BLC.shape)}"
+        )
+    batch, centers, width = query_BGC.shape
+    if key_BLC.shape[0] != batch or key_BLC.shape[2] != width:
+        raise ValueError(
+            f"key of patch_assignment must be [{batch}, L, {width}] like the query, got {list(key_BLC.shape)}"
+        )
+    if value_BLC.shape[:2] != key_BLC.shape[:2] or value_BLC.ndim != 3:
+        raise ValueError(
+            f"value of patch_assignment must be [{batch}, {key_BLC.shape[1]}, C] like the key, "
+            f"got {list(value_BLC.shape)}"
+        )
+    if isinstance(noise, GumbelKey):
+        if noise.positions_B.shape != (batch,):
+            raise ValueError(
+                f"noise positions of patch_assignment must be [{batch}], got {list(noise.positions_B.shape)}"
+            )
+    elif noise is not None and noise.shape != (batch, centers, key_BLC.shape[1]):
+        raise ValueError(
+            f"noise of patch_assignment must be [{batch}, {centers}, {key_BLC.shape[1]}], got {list(noise.shape)}"
+        )

@@ -1,0 +1,127 @@
+"""Sizes and switches of the network."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "ModelConfig"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ModelConfig(BaseModel):
+    """Everything that decides the shape of the network and what a forward pass computes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = Field(224, gt=0, description="side of the square training image in pixels")
+    patch_size: int = Field(16, gt=0, description="side of a patch in pixels; divides image_size")
+    vision_width: int = Field(768, gt=0, description="width of the vision tower")
+    vision_heads: int = Field(12, gt=0, description="attention heads of the vision tower; divides vision_width")
+    vision_layers: int = Field(12, gt=0, description="blocks of the vision tower, before and after aggregation")
+    first_stage_layers: int = Field(10, ge=0, description="how many of them work on patches, before aggregation")
+    centers: int = Field(8, gt=0, description="learnable centers, the largest number of regions in an image")
+    center_layers: int = Field(2, ge=0, description="cross-attention blocks in which centers look at patches")
+    assignment_temperature: float = Field(
+        0.9, gt=0, description="divides the noisy assignment logits in training; evaluation uses 1 and no noise"
+    )
+    center_init_std: float = Field(0.02, gt=0, description="standard deviation that the centers start with")
+    ignore_empty_centers: bool = Field(
+        False,
+        description="leave centers that hold no patch out of the maximum that makes the image feature "
+        "(not in the paper)",
+    )
+    embed_dim: int = Field(512, gt=0, description="width of the space that images and texts share")
+    text_width: int = Field(512, gt=0, description="width of the text tower")
+    text_heads: int = Field(8, gt=0, description="attention heads of the text tower; divides text_width")
+    text_layers: int = Field(12, gt=0, description="blocks of the text tower")
+    context_length: int = Field(77, gt=1, description="largest number of tokens in a text")
+    vocab_size: int = Field(49408, gt=2, description="number of tokens; the last id ends a text")
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of tokens hidden from the reconstruction pass")
+    decoder_depth: int = Field(3, ge=0, description="blocks of the reconstruction decoder")
+    decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of vision_width")
+    text_reconstruction: bool = Field(
+        False, description="also predict masked words of the text (an option of the original, not in its recipe)"
+    )
+    text_mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of words hidden if text_reconstruction")
+    text_decoder_depth: int = Field(3, ge=0, description="blocks of the text decoder")
+    text_decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of embed_dim")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="chance that a sample skips the last vision block, rising linearly from 0"
+    )
+    patch_dropout: float = Field(0.0, ge=0, lt=1, description="share of patches left out of the training pass")
+    activation_checkpointing: bool = Field(
+        False, description="recompute the inside of each block in the backward pass instead of keeping it"
+    )
+    init_from: str | None = Field(
+        None, description="open_clip model and tag to start from, such as ViT-B-16/openai; null starts at random"
+    )
+    image_mean: tuple[float, float, float] = Field(CLIP_MEAN, description="channel means of images in [0, 1]")
+    image_std: tuple[float, float, float] = Field(CLIP_STD, description="channel deviations of images in [0, 1]")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of a training image."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def patches(self) -> int:
+        """Patches of a training image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def decoder_width(self) -> int:
+        """Width of the reconstruction decoder."""
+        return self.vision_width // 2
+
+    @property
+    def text_decoder_width(self) -> int:
+        """Width of the text decoder."""
+        return self.embed_dim // 2
+
+    def visible_patches(self, patches: int) -> int:
+        """How many of ``patches`` the reconstruction pass sees: the kept share counts the class token too."""
+        return int((patches + 1) * (1 - self.mask_ratio)) - 1
+
+    def kept_patches(self, patches: int) -> int:
+        """How many of ``patches`` patch dropout leaves."""
+        return max(1, round(patches * (1 - self.patch_dropout)))
+
+    def visible_words(self, words: int) -> int:
+        """How many of ``words`` the text reconstruction pass sees."""
+        return int(words * (1 - self.text_mask_ratio))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _divides(self, "patch_size", "image_size")
+        _divides(self, "vision_heads", "vision_width")
+        _divides(self, "text_heads", "text_width")
+        if self.first_stage_layers > self.vision_layers:
+            raise ValueError(
+                f"first_stage_layers is {self.first_stage_layers}, more than the {self.vision_layers} vision_layers"
+            )
+        if self.vision_width % 8 or self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"vision_width is {self.vision_width}, so the decoder is {self.vision_width / 2:g} wide: this must be "
+                f"a multiple of 4 (sine and cosine of two axes) and of decoder_heads = {self.decoder_heads}"
+            )
+        if self.visible_patches(self.patches) < 1:
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} leaves none of {self.patches} patches visible: lower it"
+            )
+        if self.text_reconstruction and self.text_decoder_width % self.text_decoder_heads:
+            raise ValueError(
+                f"half of embed_dim = {self.embed_dim} must be a multiple of text_decoder_heads = "
+                f"{self.text_decoder_heads}"
+            )
+        return self
+
+
+def _divides(config: ModelConfig, small: str, large: str) -> None:
+    low, high = getattr(config, small), getattr(config, large)
+    if high % low:
+        raise ValueError(f"{small} must divide {large}, got {low} and {high}")

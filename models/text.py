@@ -1,0 +1,59 @@
+"""The text tower: open_clip's, for texts of any length up to the context.
+
+Shape letters: B batch, C width, E shared embedding, T words.
+"""
+
+from __future__ import annotations
+
+import torch
+from open_clip.transformer import TextTransformer
+from timm.layers import QuickGELU
+from torch import Tensor
+
+from segclip.models.attention import MultiheadAttention
+from segclip.models.blocks import run_block
+from segclip.models.config import ModelConfig
+from segclip.models.outputs import TextOutput
+
+__all__ = ["TextTower"]
+
+
+class TextTower(TextTransformer):  # type: ignore[misc]  # open_clip is untyped
+    """CLIP's causal text transformer; the feature is read at the last word, the one with the largest id."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
+            width=config.text_width,
+            heads=config.text_heads,
+            layers=config.text_layers,
+            output_dim=config.embed_dim,
+            act_layer=QuickGELU,
+        )
+        self.recompute = config.activation_checkpointing
+        for block in self.transformer.resblocks:
+            block.attn = MultiheadAttention(config.text_width, config.text_heads)
+
+    def forward(self, tokens_BT: Tensor, with_hidden: bool = False) -> TextOutput:
+        """Encode texts.
+
+        Args:
+            tokens_BT: int64 token ids, T at most the context length.
+            with_hidden: also return every word in the shared space.
+        """
+        words = tokens_BT.shape[1]
+        x_BTC = self.token_embedding(tokens_BT) + self.positional_embedding[:words]
+        mask_TT = self.attn_mask[:words, :words].to(x_BTC.dtype)
+        for block in self.transformer.resblocks:
+            x_BTC = run_block(block, x_BTC, None, None, mask_TT, recompute=self.recompute)
+        x_BTC = self.ln_final(x_BTC)
+        if with_hidden:
+            hidden_BTE = x_BTC @ self.text_projection
+            return TextOutput(_at_end(hidden_BTE, tokens_BT), hidden_BTE)
+        return TextOutput(_at_end(x_BTC, tokens_BT) @ self.text_projection, None)
+
+
+def _at_end(x_BTC: Tensor, tokens_BT: Tensor) -> Tensor:
+    rows_B = torch.arange(tokens_BT.shape[0], device=tokens_BT.device)
+    return x_BTC[rows_B, tokens_BT.argmax(dim=1)]
