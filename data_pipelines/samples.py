@@ -36,14 +36,16 @@ class Batch:
 
     Attributes:
         images: uint8 [B, 3, H, W], not normalised.
-        tokens: int64 [B, T].
+        tokens: int64 [B, T], the texts the network sees.
+        caption_tokens: int64 [B, T], the whole captions these texts are parts of.
         superpixels: int64 [B, L], superpixel id of each patch.
-        captions: the B texts the tokens stand for.
+        captions: the B texts that ``tokens`` stand for.
         positions: int64 [B], places in the stream of the whole run; keys of all noise drawn for the samples.
     """
 
     images: Tensor
     tokens: Tensor
+    caption_tokens: Tensor
     superpixels: Tensor
     captions: list[str]
     positions: Tensor
@@ -56,6 +58,7 @@ class Batch:
         return Batch(
             self.images.pin_memory(),
             self.tokens.pin_memory(),
+            self.caption_tokens.pin_memory(),
             self.superpixels.pin_memory(),
             self.captions,
             self.positions.pin_memory(),
@@ -143,6 +146,7 @@ class SampleMaker:
         images_BCHW = torch.empty((count, 3, size, size), dtype=torch.uint8)
         superpixels_BL = np.empty((count, self.grid[0] * self.grid[1]), dtype=np.int64)
         tokens_BT = np.empty((count, config.words), dtype=np.int64)
+        caption_tokens_BT = np.empty_like(tokens_BT)
         captions = []
         for b, (shard, index) in enumerate(samples):
             sample = shard.samples[index]
@@ -157,14 +161,17 @@ class SampleMaker:
                     images_BCHW[b] = images_BCHW[b].flip(-1)
                     labels_HW = labels_HW[:, ::-1]
                 superpixels_BL[b] = patch_labels(labels_HW, self.grid, config.superpixels.patch_label)
-                caption = caption_part(self._caption(shard, sample), chances, parts[b][0], parts[b][1])
+                caption = self._caption(shard, sample)
+                text = caption_part(caption, chances, parts[b][0], parts[b][1])
             except ValueError as error:
                 raise ValueError(f"sample {sample.key!r} of shard {shard.name}: {error}") from error
-            tokens_BT[b] = self._tokenize(caption)
-            captions.append(caption)
+            tokens_BT[b] = self._tokenize(text)
+            caption_tokens_BT[b] = self._tokenize(caption)
+            captions.append(text)
         return Batch(
             images_BCHW,
             torch.from_numpy(tokens_BT),
+            torch.from_numpy(caption_tokens_BT),
             torch.from_numpy(superpixels_BL),
             captions,
             torch.from_numpy(np.asarray(positions, dtype=np.int64)),
@@ -229,6 +236,7 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
     return Batch(
         torch.cat([part.images for part in parts])[order_B],
         torch.cat([part.tokens for part in parts])[order_B],
+        torch.cat([part.caption_tokens for part in parts])[order_B],
         torch.cat([part.superpixels for part in parts])[order_B],
         [captions[i] for i in order_B.tolist()],
         positions_B[order_B],
