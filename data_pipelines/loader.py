@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from segclip.data_pipelines.config import DataConfig
@@ -48,7 +46,7 @@ class _LaneCursor:
 
     epoch: int = -1
     block: int = -1
-    samples: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
+    samples: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _ShardWindow:
@@ -111,7 +109,7 @@ def _read(split: _Split, worker: int, workers: int) -> Iterator[Batch]:
                 cursor = cursors.setdefault(place.lane, _LaneCursor())
                 if (cursor.epoch, cursor.block) != (place.epoch, place.block):
                     _advance(order, window, cursor, place.epoch, place.lane, place.block)
-                shard, index = cursor.samples[place.slot].tolist()
+                shard, index = cursor.samples[place.slot]
                 samples.append((window[shard], index))
             yield maker.make(samples, np.asarray(positions, dtype=np.int64))
             step += 1
@@ -122,9 +120,10 @@ def _read(split: _Split, worker: int, workers: int) -> Iterator[Batch]:
 def _advance(order: Order, window: _ShardWindow, cursor: _LaneCursor, epoch: int, lane: int, block: int) -> None:
     """Move a lane to a block, and fetch ahead for the block after it."""
     cursor.epoch, cursor.block = epoch, block
-    cursor.samples = order.block_samples(epoch, lane, block)
+    block_samples = order.block_samples(epoch, lane, block)
+    cursor.samples = list(map(tuple, block_samples.tolist()))
     following = (epoch, block + 1) if block + 1 < order.blocks_of(epoch, lane) else (epoch + 1, 0)
-    needed = set(cursor.samples[:, 0].tolist())
+    needed = set(block_samples[:, 0].tolist())
     if order.blocks_of(following[0], lane):
         needed |= set(order.block_samples(following[0], lane, following[1])[:, 0].tolist())
     window.need(lane, needed)

@@ -6,11 +6,15 @@ import struct
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, decode_jpeg
+from torchvision.io import ImageReadMode
 
-__all__ = ["PICTURE_EXTENSIONS", "decode_picture", "picture_size"]
+__all__ = ["PICTURE_EXTENSIONS", "decode_picture", "decode_png", "picture_size"]
 
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# The operators behind torchvision.io, called directly: from 0.29 on its Python functions warn at every call that
+# torchcodec will replace them one day, which costs more than the call, and warnings are errors in our tests.
+_OPERATORS = torch.ops.image
+_RGB, _UNCHANGED = ImageReadMode.RGB.value, ImageReadMode.UNCHANGED.value
 # Markers that carry the size of a JPEG: SOF0 .. SOF15 without DHT (C4), JPG (C8) and DAC (CC).
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -21,10 +25,10 @@ def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
     Raises:
         ValueError: none of the three, or a header that is cut.
     """
-    head = bytes(data[:32])
     try:
-        if head[:2] == b"\xff\xd8":
+        if data[:2] == b"\xff\xd8":
             return _jpeg_size(data)
+        head = bytes(data[:32])
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             width, height = struct.unpack(">II", head[16:24])
             return height, width
@@ -32,6 +36,7 @@ def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
             return _webp_size(head)
     except (struct.error, IndexError) as error:
         raise ValueError("its header is cut") from error
+    head = bytes(data[:32])
     kind = "is empty" if not head else "looks like a web page" if head.lstrip()[:1] == b"<" else f"starts with {head[:8]!r}"
     raise ValueError(f"it is no JPEG, PNG or WebP: it {kind}")
 
@@ -60,12 +65,18 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
 
 
-def decode_picture(data: Tensor, extension: str, max_pixels: int) -> Tensor:
+def decode_png(data: Tensor) -> Tensor:
+    """Pixels of a PNG as stored, uint8 or uint16 [channels, H, W]; RuntimeError if it does not decode."""
+    pixels: Tensor = _OPERATORS.decode_png(data, _UNCHANGED, False)
+    return pixels
+
+
+def decode_picture(data: Tensor, view: memoryview, max_pixels: int) -> Tensor:
     """RGB pixels of an encoded picture.
 
     Args:
         data: uint8 [bytes], the file.
-        extension: ``jpg``, ``jpeg``, ``png`` or ``webp``.
+        view: the same bytes, for reading the header.
         max_pixels: a picture with more is refused before anything is decoded.
 
     Returns:
@@ -74,14 +85,14 @@ def decode_picture(data: Tensor, extension: str, max_pixels: int) -> Tensor:
     Raises:
         ValueError: the picture is too large, or does not decode.
     """
-    height, width = picture_size(memoryview(data.numpy()))
+    height, width = picture_size(view)
     if height * width > max_pixels:
         raise ValueError(f"it has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
     if height * width == 0:
         raise ValueError(f"its header states {width} x {height} pixels")
     try:
-        if extension in ("jpg", "jpeg"):
-            return decode_jpeg(data, mode=ImageReadMode.RGB)
-        return decode_image(data, mode=ImageReadMode.RGB)
+        decode = _OPERATORS.decode_jpeg if view[0] == 0xFF else _OPERATORS.decode_image
+        pixels: Tensor = decode(data, _RGB, False)
+        return pixels
     except RuntimeError as error:
         raise ValueError(f"it does not decode ({str(error).splitlines()[0]})") from error

@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.io import ImageReadMode, decode_png
+
+from segclip.data_pipelines.pictures import decode_png
 
 __all__ = ["decode_label_map", "encode_label_map"]
 
@@ -38,7 +39,7 @@ def encode_label_map(labels_HW: NDArray[np.integer]) -> bytes:
     rows = np.zeros((height, 1 + width * dtype.itemsize), dtype=np.uint8)
     rows[:, 1:] = labels_HW.astype(dtype).view(np.uint8).reshape(height, -1)
     header = struct.pack(">II", width, height) + depth + _GREY_8[1:]
-    body = zlib.compress(rows.tobytes(), 6)
+    body = zlib.compress(rows.tobytes(), 3)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
@@ -55,7 +56,7 @@ def decode_label_map(data: bytes | memoryview) -> NDArray[np.integer]:
         if fast is not None:
             return fast
     try:
-        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except RuntimeError as error:
         raise ValueError(f"superpixel map does not decode: {error}") from error
     if image.shape[0] != 1:

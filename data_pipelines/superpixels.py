@@ -5,6 +5,7 @@ Shapes: H, W picture size in pixels; h, w grid of patches; L = h * w.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["PatchLabelRule", "SuperpixelMethod", "compute_superpixels", "patch_labels"]
 
 PatchLabelRule = Literal["vote", "mean"]
+DENSE_IDS = 512  # up to this many ids votes are counted in a table
 
 
 class SuperpixelMethod(BaseModel):
@@ -103,38 +105,45 @@ def _scikit_slic(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> ND
 
 
 def patch_labels(
-    map_HW: NDArray[np.integer], grid: tuple[int, int], rule: PatchLabelRule = "vote"
+    maps_BHW: NDArray[np.integer], grid: tuple[int, int], rule: PatchLabelRule = "vote"
 ) -> NDArray[np.int64]:
     """One superpixel id for each patch.
 
     Args:
-        map_HW: ids [H, W]; the grid must divide H and W.
+        maps_BHW: ids [..., H, W]; the grid must divide H and W.
         grid: (h, w) patches.
         rule: ``vote`` takes the id most pixels of the patch have, the lowest on a tie; ``mean`` the mean of the ids
             cut to an integer, which is what the original code does and which makes ids up where regions meet.
 
     Returns:
-        int64 [h * w], row by row.
+        int64 [..., h * w], row by row.
     """
-    height, width = map_HW.shape
+    *batch, height, width = maps_BHW.shape
     if height % grid[0] or width % grid[1]:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches does not divide a map of {height} x {width} pixels")
-    patches = grid[0] * grid[1]
-    in_patch_LP = (
-        map_HW.reshape(grid[0], height // grid[0], grid[1], width // grid[1]).swapaxes(1, 2).reshape(patches, -1)
-    )
+    tall, wide = height // grid[0], width // grid[1]
+    patches = math.prod(batch) * grid[0] * grid[1]
+    in_patch_NP = maps_BHW.reshape(-1, grid[0], tall, grid[1], wide).swapaxes(2, 3).reshape(patches, tall * wide)
     if rule == "mean":
         # As the original: float32 mean, then truncation.
-        return in_patch_LP.astype(np.float32).mean(axis=1).astype(np.int64)
-    ids = int(map_HW.max()) + 1
-    if ids > 512:  # keep the histogram small when ids are sparse
-        names, dense = np.unique(in_patch_LP, return_inverse=True)
-        return names[_vote(dense.reshape(patches, -1), len(names))].astype(np.int64)
-    return _vote(in_patch_LP, ids)
+        labels_N = in_patch_NP.astype(np.float32).mean(axis=1).astype(np.int64)
+    else:
+        labels_N = _vote(in_patch_NP)
+    return labels_N.reshape(*batch, grid[0] * grid[1])
 
 
-def _vote(in_patch_LP: NDArray[np.integer], ids: int) -> NDArray[np.int64]:
-    patches = in_patch_LP.shape[0]
-    cells_LP = in_patch_LP + (np.arange(patches, dtype=np.int64) * ids)[:, None]
-    counts_LK = np.bincount(cells_LP.ravel(), minlength=patches * ids).reshape(patches, ids)
-    return counts_LK.argmax(axis=1)
+def _vote(in_patch_NP: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The most frequent value of each row, the lowest on a tie: int64 [N]."""
+    ids = int(in_patch_NP.max()) + 1
+    if ids > DENSE_IDS:
+        # Sort each row; the longest run of equal values is the vote. Slower, but no table of rows x ids.
+        ordered_NP = np.sort(in_patch_NP, axis=1)
+        run_NP = np.ones(ordered_NP.shape, dtype=np.int64)
+        for column in range(1, ordered_NP.shape[1]):
+            same_N = ordered_NP[:, column] == ordered_NP[:, column - 1]
+            run_NP[:, column] += np.where(same_N, run_NP[:, column - 1], 0)
+        winners_N1 = run_NP.argmax(axis=1)[:, None]
+        return np.take_along_axis(ordered_NP, winners_N1, axis=1)[:, 0].astype(np.int64)
+    cells_NP = in_patch_NP + np.arange(0, len(in_patch_NP) * ids, ids, dtype=np.int64)[:, None]
+    counts_NK = np.bincount(cells_NP.ravel(), minlength=len(in_patch_NP) * ids).reshape(-1, ids)
+    return counts_NK.argmax(axis=1)
