@@ -48,6 +48,9 @@ class ModelConfig(BaseModel):
     )
     text_mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of words hidden if text_reconstruction")
     text_decoder_depth: int = Field(3, ge=0, description="blocks of the text decoder")
+    text_decoder_words: int = Field(
+        77, gt=0, description="rows of its table of positions, the largest number of words it takes"
+    )
     text_decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of embed_dim")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="chance that a sample skips the last vision block, rising linearly from 0"

@@ -42,6 +42,8 @@ def initialise(model: SegCLIP) -> None:
     nn.init.normal_(text.positional_embedding, std=0.01)
     nn.init.normal_(text.text_projection, std=model.config.text_width**-0.5)
     nn.init.normal_(model.decoder.mask_token, std=LINEAR_STD)
+    if model.text_decoder is not None:
+        nn.init.normal_(model.text_decoder.mask_token, std=LINEAR_STD)
 
 
 def _initialise_vision_embeddings(vision: VisionTower) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segclip.kernels.patch_assignment import GumbelKey
 from segclip.keyed_random import Purpose, uniform
+from segclip.models.text_reconstruction import word_order
 
 __all__ = ["InjectedNoise", "KeyedNoise", "Noise"]
 
@@ -32,8 +33,8 @@ class Noise(Protocol):
         """Scores [B, L]; the patches with the lowest stay visible."""
         ...
 
-    def text_mask_scores(self, words: int) -> Tensor:
-        """Scores [B, T]; the words with the lowest stay visible."""
+    def word_order(self, tokens_BT: Tensor) -> Tensor:
+        """Places of the words, int64 [B, T], those that stay visible first."""
         ...
 
     def drop_path(self, branches: int) -> Tensor:
@@ -63,8 +64,8 @@ class KeyedNoise:
     def mask_scores(self, patches: int) -> Tensor:
         return uniform(self.seed, Purpose.MASK, self.positions_B, patches)
 
-    def text_mask_scores(self, words: int) -> Tensor:
-        return uniform(self.seed, Purpose.TEXT_MASK, self.positions_B, words)
+    def word_order(self, tokens_BT: Tensor) -> Tensor:
+        return word_order(uniform(self.seed, Purpose.TEXT_MASK, self.positions_B, tokens_BT.shape[1]), tokens_BT)
 
     def drop_path(self, branches: int) -> Tensor:
         return uniform(self.seed, Purpose.DROP_PATH, self.positions_B, branches)
@@ -80,7 +81,7 @@ class InjectedNoise:
     gumbel_main_BGL: Tensor
     gumbel_masked_BGK: Tensor | None = None
     mask_scores_BL: Tensor | None = None
-    text_mask_scores_BT: Tensor | None = None
+    word_order_BT: Tensor | None = None
     drop_path_BR: Tensor | None = None
     patch_dropout_BL: Tensor | None = None
 
@@ -93,8 +94,8 @@ class InjectedNoise:
     def mask_scores(self, patches: int) -> Tensor:
         return _given(self.mask_scores_BL, "mask_scores_BL", patches)
 
-    def text_mask_scores(self, words: int) -> Tensor:
-        return _given(self.text_mask_scores_BT, "text_mask_scores_BT", words)
+    def word_order(self, tokens_BT: Tensor) -> Tensor:
+        return _given(self.word_order_BT, "word_order_BT", tokens_BT.shape[1])
 
     def drop_path(self, branches: int) -> Tensor:
         return _given(self.drop_path_BR, "drop_path_BR", branches)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["resample_grid", "sin_cos_2d"]
+__all__ = ["resample_grid", "sin_cos_1d", "sin_cos_2d"]
 
 
 def resample_grid(table_NC: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -44,3 +44,15 @@ def _sin_cos(width: int, places: Tensor) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angles = places[:, None] * frequencies[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sin_cos_1d(width: int, places: int) -> Tensor:
+    """Fixed table of the text decoder: float32 [places, width].
+
+    Column i of place n is the sine (even i) or cosine (odd i) of n * 10000^(-2 i / width); place 0 is all zero.
+    """
+    columns = torch.arange(width, dtype=torch.float64)
+    angles = torch.arange(places, dtype=torch.float64)[:, None] * 10000.0 ** (-2 * columns / width)
+    table = torch.where(columns % 2 == 0, angles.sin(), angles.cos())
+    table[0] = 0
+    return table.float()

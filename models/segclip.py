@@ -19,6 +19,7 @@ from segclip.models.noise import Noise
 from segclip.models.outputs import TrainOutput, VisionOutput
 from segclip.models.reconstruction import MaskedImageDecoder
 from segclip.models.text import TextTower
+from segclip.models.text_reconstruction import MaskedTextDecoder, masked_word_loss, valid_words
 from segclip.models.vision import VisionTower
 
 __all__ = ["LARGEST_LOGIT_SCALE", "SegCLIP"]
@@ -35,6 +36,7 @@ class SegCLIP(nn.Module):
         self.vision = VisionTower(config)
         self.text = TextTower(config)
         self.decoder = MaskedImageDecoder(config)
+        self.text_decoder = MaskedTextDecoder(config) if config.text_reconstruction else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
         # Plain attributes, not buffers: casting the network to bfloat16 must not round them.
@@ -80,6 +82,7 @@ class SegCLIP(nn.Module):
         *,
         with_superpixel: bool = True,
         with_reconstruction: bool = True,
+        with_text_reconstruction: bool = False,
     ) -> TrainOutput:
         """One training pass: features of both sides and the losses that need no other rank.
 
@@ -90,6 +93,8 @@ class SegCLIP(nn.Module):
             noise: random choices; needed for the reconstruction loss. None: no Gumbel noise and no temperature.
             with_superpixel: compute the superpixel loss; otherwise it is 0 and costs nothing.
             with_reconstruction: compute the reconstruction loss; otherwise it is 0 and costs nothing.
+            with_text_reconstruction: compute the text reconstruction loss, for which the network must have been
+                built; otherwise it is 0 and costs nothing.
 
         Raises:
             ValueError: see ``check_images``, ``check_tokens`` and ``check_superpixels``; or a loss lacks its input.
@@ -137,17 +142,35 @@ class SegCLIP(nn.Module):
                 config.image_mean,
                 config.image_std,
             )
+        loss_text_reconstruction = zero
+        if with_text_reconstruction:
+            loss_text_reconstruction = self._reconstruct_text(tokens_BT, noise)
         return TrainOutput(
             image_embed_BE=tower.main.image_embed_BE,
             text_embed_BE=self.text(tokens_BT).text_embed_BE,
-            logit_scale=self.logit_scale.float().exp().clamp(max=LARGEST_LOGIT_SCALE),
+            logit_scale=self.temperature(),
             loss_superpixel=loss_superpixel,
             loss_reconstruction=loss_reconstruction,
-            loss_text_reconstruction=zero,
+            loss_text_reconstruction=loss_text_reconstruction,
             assignment=assignment,
             vision=tower.main,
             masked=tower.masked,
         )
+
+    def temperature(self) -> Tensor:
+        """Float32 scalar that multiplies cosines: exponentiated, and clamped here rather than in the parameter."""
+        return self.logit_scale.float().exp().clamp(max=LARGEST_LOGIT_SCALE)
+
+    def _reconstruct_text(self, tokens_BT: Tensor, noise: Noise | None) -> Tensor:
+        if self.text_decoder is None:
+            raise ValueError("the text reconstruction loss needs a network built with text_reconstruction=True")
+        if noise is None:
+            raise ValueError("the text reconstruction loss needs noise: give it or switch the loss off")
+        order_BT = noise.word_order(tokens_BT)
+        visible = self.config.visible_words(tokens_BT.shape[1])
+        hidden_BKE = self.text(tokens_BT, with_hidden=True, visible_BK=order_BT[:, :visible]).hidden_BTE
+        logits_BTV = self.text_decoder(hidden_BKE, order_BT, valid_words(tokens_BT))
+        return masked_word_loss(logits_BTV, tokens_BT, order_BT, visible)
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Images as the vision tower takes them: uint8 normalised, float as it is, in the type of the parameters."""

@@ -35,15 +35,22 @@ class TextTower(TextTransformer):  # type: ignore[misc]  # open_clip is untyped
         for block in self.transformer.resblocks:
             block.attn = MultiheadAttention(config.text_width, config.text_heads)
 
-    def forward(self, tokens_BT: Tensor, with_hidden: bool = False) -> TextOutput:
+    def forward(
+        self, tokens_BT: Tensor, with_hidden: bool = False, visible_BK: Tensor | None = None
+    ) -> TextOutput:
         """Encode texts.
 
         Args:
             tokens_BT: int64 token ids, T at most the context length.
             with_hidden: also return every word in the shared space.
+            visible_BK: int64 places of the words to read, in the order to read them in; None for all. A word keeps
+                the position it had in the text and sees the words that are read before it.
         """
         words = tokens_BT.shape[1]
         x_BTC = self.token_embedding(tokens_BT) + self.positional_embedding[:words]
+        if visible_BK is not None:
+            x_BTC = x_BTC.gather(1, visible_BK[:, :, None].expand(-1, -1, x_BTC.shape[2]))
+            tokens_BT, words = tokens_BT.gather(1, visible_BK), visible_BK.shape[1]
         mask_TT = self.attn_mask[:words, :words].to(x_BTC.dtype)
         for block in self.transformer.resblocks:
             x_BTC = run_block(block, x_BTC, None, None, mask_TT, recompute=self.recompute)
