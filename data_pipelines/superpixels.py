@@ -27,11 +27,20 @@ class SuperpixelMethod(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["slic"] = Field("slic", description="Algorithm: SLIC as fast-slic implements it.")
-    segments: int = Field(12, ge=2, le=65535, description="Regions asked for; the result may hold a few fewer.")
-    compactness: float = Field(20.0, gt=0, description="Weight of distance against colour: higher is rounder.")
-    min_size_factor: float = Field(0.1, ge=0, le=1, description="Regions under this share of the mean size are merged.")
+    segments: int = Field(
+        12, ge=2, le=65535, description="Regions asked for; the result may hold a few fewer."
+    )
+    compactness: float = Field(
+        20.0, gt=0, description="Weight of distance against colour: higher is rounder."
+    )
+    min_size_factor: float = Field(
+        0.1, ge=0, le=1, description="Regions under this share of the mean size are merged."
+    )
     shrink: int = Field(
-        1, ge=1, le=8, description="Compute on a picture smaller by this factor and enlarge the map by nearest."
+        1,
+        ge=1,
+        le=8,
+        description="Compute on a picture smaller by this factor and enlarge the map by nearest.",
     )
 
 
@@ -50,7 +59,9 @@ def compute_superpixels(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod
         # A box mean also takes out grain that would fray the borders of regions.
         rows, columns = height // method.shrink, width // method.shrink
         if min(rows, columns) < 4:
-            raise ValueError(f"a picture of {width} x {height} cannot be shrunk by {method.shrink} for superpixels")
+            raise ValueError(
+                f"a picture of {width} x {height} cannot be shrunk by {method.shrink} for superpixels"
+            )
         cut = picture_HW3[: rows * method.shrink, : columns * method.shrink]
         blocks = cut.reshape(rows, method.shrink, columns, method.shrink, 3)
         small = np.ascontiguousarray(blocks.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8))
@@ -63,7 +74,8 @@ def compute_superpixels(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod
 
 @lru_cache(maxsize=1)
 def _slic() -> Callable[[NDArray[np.uint8], SuperpixelMethod], NDArray[np.int16]]:
-    """The fastest SLIC of this machine; scikit-image's, with one warning, where fast-slic is not installed."""
+    """The fastest SLIC of this machine; scikit-image's, with one warning, where fast-slic is not
+    installed."""
     try:
         import fast_slic
     except ImportError:
@@ -82,7 +94,10 @@ def _slic() -> Callable[[NDArray[np.uint8], SuperpixelMethod], NDArray[np.int16]
 
     def run(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> NDArray[np.int16]:
         slic = solver(
-            num_components=method.segments, compactness=method.compactness, min_size_factor=method.min_size_factor
+            num_components=method.segments,
+            compactness=method.compactness,
+            min_size_factor=method.min_size_factor,
+            num_threads=1,  # pictures are shared out over processes; OpenMP threads of each would spin against the others
         )
         return np.asarray(slic.iterate(picture_HW3), dtype=np.int16)
 
@@ -112,18 +127,23 @@ def patch_labels(
     Args:
         maps_BHW: ids [..., H, W]; the grid must divide H and W.
         grid: (h, w) patches.
-        rule: ``vote`` takes the id most pixels of the patch have, the lowest on a tie; ``mean`` the mean of the ids
-            cut to an integer, which is what the original code does and which makes ids up where regions meet.
+        rule: ``vote`` takes the id most pixels of the patch have, the lowest on a tie; ``mean`` the mean of
+            the ids cut to an integer, which is what the original code does and which makes ids up where
+            regions meet.
 
     Returns:
         int64 [..., h * w], row by row.
     """
     *batch, height, width = maps_BHW.shape
     if height % grid[0] or width % grid[1]:
-        raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches does not divide a map of {height} x {width} pixels")
+        raise ValueError(
+            f"a grid of {grid[0]} x {grid[1]} patches does not divide a map of {height} x {width} pixels"
+        )
     tall, wide = height // grid[0], width // grid[1]
     patches = math.prod(batch) * grid[0] * grid[1]
-    in_patch_NP = maps_BHW.reshape(-1, grid[0], tall, grid[1], wide).swapaxes(2, 3).reshape(patches, tall * wide)
+    in_patch_NP = (
+        maps_BHW.reshape(-1, grid[0], tall, grid[1], wide).swapaxes(2, 3).reshape(patches, tall * wide)
+    )
     if rule == "mean":
         # As the original: float32 mean, then truncation.
         labels_N = in_patch_NP.astype(np.float32).mean(axis=1).astype(np.int64)
