@@ -1,1 +1,1 @@
-"""From object storage to batches: shards, superpixels, order, samples, loader, and a generator of captioned scenes."""
+"""From object storage to batches: shards, superpixels, order, samples, loader; generated captioned scenes."""

@@ -17,8 +17,8 @@ _LIST = re.compile(r", (?:and )?| and ")
 def caption_part(caption: str, chances: tuple[float, float, float], number: float, choice: float) -> str:
     """The whole caption, one of the things it lists, or the ground they are on.
 
-    Works on the text alone: what stands after the last `` on `` is the ground, what stands before is a list joined
-    by commas and ``and``. A caption without `` on `` is returned whole.
+    Works on the text alone: what stands after the last `` on `` is the ground, what stands before is a list
+    joined by commas and ``and``. A caption without `` on `` is returned whole.
 
     Args:
         caption: ``a red circle and a white star on sand``.
@@ -45,7 +45,8 @@ class Tokenizer(Protocol):
 
 @lru_cache(maxsize=4)
 def tokenizer(words: int) -> Tokenizer:
-    """open_clip's byte-pair tokenizer for ``words`` tokens; a longer text is cut so that the end token stays last.
+    """open_clip's byte-pair tokenizer for ``words`` tokens; a longer text is cut so that the end token stays
+    last.
 
     Ids of captions seen before are kept (the arrays are shared: do not write to them).
     """

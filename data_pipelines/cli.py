@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segclip.console import cli, progress
+from segclip.data_pipelines.contact_sheet import contact_sheet
 from segclip.data_pipelines.manifest import read_manifest
 from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards, write_scene_voc
 from segclip.data_pipelines.scenes import DEFAULT_SIZE
@@ -19,7 +20,9 @@ __all__ = ["main"]
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    superpixels = SCENE_SUPERPIXELS.model_copy(update={"segments": arguments.segments}) if arguments.segments else None
+    superpixels = (
+        SCENE_SUPERPIXELS.model_copy(update={"segments": arguments.segments}) if arguments.segments else None
+    )
     scenes = SceneSet(arguments.count, arguments.seed, arguments.size, superpixels)
     with progress() as bar:
         task = bar.add_task("scenes", total=arguments.count)
@@ -38,16 +41,27 @@ def _scenes_voc(arguments: argparse.Namespace) -> None:
     with progress() as bar:
         task = bar.add_task("scenes", total=arguments.count)
         folder = write_scene_voc(
-            arguments.out, SceneSet(arguments.count, arguments.seed, arguments.size), lambda: bar.advance(task)
+            arguments.out,
+            SceneSet(arguments.count, arguments.seed, arguments.size),
+            lambda: bar.advance(task),
         )
     print(f"{arguments.count} scenes with label maps: {folder}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    captions = contact_sheet(
+        arguments.url, arguments.out, count=arguments.count, outlines=arguments.superpixels
+    )
+    print(f"{len(captions)} samples: {arguments.out}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     with progress() as bar:
         task = bar.add_task("samples", total=read_manifest(arguments.url).samples)
         manifest = verify_set(arguments.url, lambda entry: bar.advance(task, entry.count))
-    print(f"{len(manifest.shards)} shards with {manifest.samples} samples match their manifest: {arguments.url}")
+    print(
+        f"{len(manifest.shards)} shards with {manifest.samples} samples match their manifest: {arguments.url}"
+    )
 
 
 def _upload(arguments: argparse.Namespace) -> None:
@@ -68,16 +82,27 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--seed", type=int, default=0, help="seed; scene i of a seed is always the same")
     scenes.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
     scenes.add_argument("--per-shard", type=int, default=1000, help="scenes in each shard")
-    scenes.add_argument("--segments", type=int, default=SCENE_SUPERPIXELS.segments, help="superpixels; 0 stores none")
+    scenes.add_argument(
+        "--segments", type=int, default=SCENE_SUPERPIXELS.segments, help="superpixels; 0 stores none"
+    )
     scenes.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that draw")
     scenes.set_defaults(run=_scenes)
 
     voc = commands.add_parser("scenes-voc", help="write scenes with label maps in the PASCAL VOC layout")
-    voc.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that gets VOCdevkit/VOC2012")
+    voc.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder that gets VOCdevkit/VOC2012"
+    )
     voc.add_argument("--count", type=int, default=500, help="number of scenes")
     voc.add_argument("--seed", type=int, required=True, help="seed; take another than for training")
     voc.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
     voc.set_defaults(run=_scenes_voc)
+
+    show = commands.add_parser("show", help="write a page of samples with their captions")
+    show.add_argument("url", metavar="URL", help="the set")
+    show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="file to write")
+    show.add_argument("--count", type=int, default=24, help="samples on the page")
+    show.add_argument("--superpixels", action="store_true", help="draw the borders of the superpixels")
+    show.set_defaults(run=_show)
 
     verify = commands.add_parser("verify", help="compare every shard of a set with its manifest")
     verify.add_argument("url", metavar="URL", help="the set")

@@ -1,4 +1,5 @@
-"""The stream of batches: each worker walks its lanes through the shards, the training process joins their parts."""
+"""The stream of batches: each worker walks its lanes through the shards, the training process joins their
+parts."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class _ShardWindow:
         self._needed: dict[int, set[int]] = {}
 
     def need(self, lane: int, shards: set[int]) -> None:
-        """State which shards a lane needs from now on; start fetching them and let go of those no lane needs."""
+        """State which shards a lane needs from now on; start fetching them and let go of those no lane
+        needs."""
         self._needed[lane] = shards
         for number in sorted(shards - self._shards.keys()):
             self._shards[number] = self._threads.submit(self._fetch, number)
@@ -101,7 +103,12 @@ def _read(split: _Split, worker: int, workers: int) -> Iterator[Batch]:
     try:
         while True:
             positions = local_positions(
-                step, split.batch_size, rank=split.rank, world_size=split.world_size, worker=worker, workers=workers
+                step,
+                split.batch_size,
+                rank=split.rank,
+                world_size=split.world_size,
+                worker=worker,
+                workers=workers,
             )
             samples = []
             for position in positions:
@@ -117,7 +124,9 @@ def _read(split: _Split, worker: int, workers: int) -> Iterator[Batch]:
         window.close()
 
 
-def _advance(order: Order, window: _ShardWindow, cursor: _LaneCursor, epoch: int, lane: int, block: int) -> None:
+def _advance(
+    order: Order, window: _ShardWindow, cursor: _LaneCursor, epoch: int, lane: int, block: int
+) -> None:
     """Move a lane to a block, and fetch ahead for the block after it."""
     cursor.epoch, cursor.block = epoch, block
     block_samples = order.block_samples(epoch, lane, block)
@@ -158,8 +167,8 @@ class BatchStream:
         self._workers = split.config.workers
         many: dict[str, Any] = {}
         if self._workers:
-            # Forking is quick, but the store's client does not survive it: where this process has used the client,
-            # workers come from a clean server process instead.
+            # Forking is quick, but the store's client does not survive it: where this process has used the
+            # client, workers come from a clean server process instead.
             context = "forkserver" if client_started() else "fork"
             many = {"prefetch_factor": split.config.prefetch, "multiprocessing_context": context}
         self._loader: DataLoader[Any] = DataLoader(
@@ -206,9 +215,9 @@ def build_loader(
 ) -> BatchStream:
     """The stream of batches of one rank.
 
-    The global batch of step s has ``world_size * batch_size`` samples; which, and how they are cropped, depends on the
-    shard set, the seed, ``config.lanes`` and ``config.shuffle_block`` only (see ``order``). To resume, pass the number
-    of steps done.
+    The global batch of step s has ``world_size * batch_size`` samples; which, and how they are cropped,
+    depends on the shard set, the seed, ``config.lanes`` and ``config.shuffle_block`` only (see ``order``). To
+    resume, pass the number of steps done.
 
     Args:
         config: the data configuration.
@@ -219,8 +228,8 @@ def build_loader(
         start_step: first step to give.
 
     Raises:
-        ValueError: no data there, a broken manifest, or sizes that do not fit each other. While iterating: a shard
-            that does not match the manifest, a picture that does not decode, an empty caption.
+        ValueError: no data there, a broken manifest, or sizes that do not fit each other. While iterating: a
+            shard that does not match the manifest, a picture that does not decode, an empty caption.
     """
     if batch_size < 1 or start_step < 0 or not 0 <= rank < world_size:
         raise ValueError(
@@ -228,7 +237,9 @@ def build_loader(
             f"rank={rank} below world_size={world_size}"
         )
     manifest = read_manifest(config.shards)
-    check_split(shards=len(manifest.shards), lanes=config.lanes, world_size=world_size, workers=config.workers)
+    check_split(
+        shards=len(manifest.shards), lanes=config.lanes, world_size=world_size, workers=config.workers
+    )
     SampleMaker(config, patch_size=patch_size, seed=seed)  # sizes are checked here, before any worker starts
     config = config.model_copy(update={"shards": normalise_url(config.shards)})
     return BatchStream(_Split(config, manifest, patch_size, rank, world_size, batch_size, seed, start_step))

@@ -1,4 +1,5 @@
-"""The manifest of a shard set: what each shard must hold, so that nothing broken or missing goes unnoticed."""
+"""The manifest of a shard set: what each shard must hold, so that nothing broken or missing goes
+unnoticed."""
 
 from __future__ import annotations
 
@@ -33,8 +34,12 @@ class Manifest(BaseModel):
 
     format: Literal["segclip-shards"] = "segclip-shards"
     version: Literal[1] = 1
-    superpixels: SuperpixelMethod | None = Field(None, description="Method of the stored maps; none are stored if null.")
-    source: dict[str, Any] = Field(default_factory=dict, description="What the set was made from, for people.")
+    superpixels: SuperpixelMethod | None = Field(
+        default=None, description="Method of the stored maps; none are stored if null."
+    )
+    source: dict[str, Any] = Field(
+        default_factory=dict, description="What the set was made from, for people."
+    )
     shards: tuple[ShardEntry, ...]
 
     @property

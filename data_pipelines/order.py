@@ -1,25 +1,26 @@
 """The order of samples: arithmetic from a position in the run's stream to a sample of a shard.
 
-The stream is numbered 0, 1, 2, ... over the whole run; global batch ``s`` of size ``GB`` is positions ``s * GB`` to
-``(s + 1) * GB - 1``. Position ``p`` belongs to epoch ``p // N`` of ``N`` samples, so epochs follow each other without
-a gap: nothing is dropped or padded, and a batch may hold the end of one epoch and the start of the next.
+The stream is numbered 0, 1, 2, ... over the whole run; global batch ``s`` of size ``GB`` is the positions
+from ``s * GB`` up to ``(s + 1) * GB - 1``. Position ``p`` belongs to epoch ``p // N`` of ``N`` samples, so
+epochs follow each other without a gap: nothing is dropped or padded, and a batch may hold the end of one
+epoch and the start of the next.
 
 Within an epoch the shards are permuted and their samples laid end to end; this sequence is cut into ``lanes``
-contiguous ranges, one per lane, and position ``p`` takes the next sample of lane ``p % lanes``. A lane shuffles
-within blocks of ``block`` samples. So a reader of a lane walks through few shards at a time, while a batch mixes
-samples from all lanes.
+contiguous ranges, one per lane, and position ``p`` takes the next sample of lane ``p % lanes``. A lane
+shuffles within blocks of ``block`` samples. So a reader of a lane walks through few shards at a time, while a
+batch mixes samples from all lanes.
 
 What holds, for any number of ranks and workers whose product divides ``lanes``:
 
 * each sample occurs exactly once per epoch;
-* the content of a global batch depends on (seed, lanes, block, the manifest's counts) only, not on ranks, workers or
-  the step a run was resumed at;
-* rank ``r`` of ``W`` takes the positions with ``p % W == r``, and of those, worker ``w`` of ``K`` the ones with
-  ``p // W % K == w``: each worker reads whole lanes, and no lane is read by two workers.
+* the content of a global batch depends on (seed, lanes, block, the manifest's counts) only, not on ranks,
+  workers or the step a run was resumed at;
+* rank ``r`` of ``W`` takes the positions with ``p % W == r``, and of those, worker ``w`` of ``K`` the ones
+  with ``p // W % K == w``: each worker reads whole lanes, and no lane is read by two workers.
 
-What does not hold: changing ``lanes``, ``block``, the seed or the shard set gives another order. A shard on the border
-of two lanes is read by both. Two samples further apart in an epoch's sequence than a lane's length plus a block never
-trade places within a lane; shards do, every epoch.
+What does not hold: changing ``lanes``, ``block``, the seed or the shard set gives another order. A shard on
+the border of two lanes is read by both. Two samples further apart in an epoch's sequence than a lane's length
+plus a block never trade places within a lane; shards do, every epoch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ __all__ = ["Order", "Place", "check_split", "local_positions"]
 
 
 class Place(NamedTuple):
-    """Where the sample of a position lies: epoch, lane, number of the block in the lane, number in the block."""
+    """Where the sample of a position lies: epoch, lane, number of the block in the lane, number in the
+    block."""
 
     epoch: int
     lane: int
@@ -66,7 +68,8 @@ class Order:
         self.block = block
         self.seed = seed
         # Blocks of one lane in one epoch, at most: makes every block of a run a number of its own.
-        self._blocks = -(-(-(-self.samples // lanes)) // block)
+        longest = -(-self.samples // lanes)
+        self._blocks = -(-longest // block)
         self._epoch_table = lru_cache(maxsize=4)(self._make_epoch_table)
 
     def place(self, position: int) -> Place:
@@ -87,7 +90,9 @@ class Order:
         start = before + block * self.block
         end = min(start + self.block, before + length)
         if not before <= start < end:
-            raise ValueError(f"lane {lane} has {self.blocks_of(epoch, lane)} blocks in epoch {epoch}, not block {block}")
+            raise ValueError(
+                f"lane {lane} has {self.blocks_of(epoch, lane)} blocks in epoch {epoch}, not block {block}"
+            )
         shards, ends = self._epoch_table(epoch)
         sequence = np.arange(start, end)
         turn = np.searchsorted(ends, sequence, side="right")
@@ -119,18 +124,16 @@ class Order:
 def check_split(*, shards: int, lanes: int, world_size: int, workers: int) -> None:
     """Raise ``ValueError`` unless lanes and shards can be shared out over ranks and workers."""
     readers = world_size * max(1, workers)
+    which = f"{readers} readers ({world_size} ranks x {max(1, workers)} workers)"
     if shards < readers:
         raise ValueError(
-            f"{shards} shards are fewer than {readers} readers ({world_size} ranks x {max(1, workers)} workers): "
-            "use fewer workers, or write smaller shards"
+            f"{shards} shards are fewer than {which}: use fewer workers, or write smaller shards"
         )
     if lanes % readers:
         fitting = [k for k in range(1, lanes // world_size + 1) if lanes % (k * world_size) == 0]
-        advice = (
-            f"use {' or '.join(map(str, fitting))} workers" if fitting else "use another number of ranks"
-        )
+        advice = f"use {' or '.join(map(str, fitting))} workers" if fitting else "use another number of ranks"
         raise ValueError(
-            f"data.lanes={lanes} is not divisible by {readers} readers ({world_size} ranks x {max(1, workers)} workers): "
+            f"data.lanes={lanes} is not divisible by {which}: "
             f"{advice}, or, for a new run, set data.lanes to a multiple of {readers}"
         )
 
@@ -140,7 +143,8 @@ def local_positions(
 ) -> range:
     """Positions of a step that a worker of a rank provides; ``batch_size`` is that of the rank.
 
-    The positions of rank r in a step are ``s * GB + r + W * j``; worker w has those with ``(s * B + j) % K == w``.
+    The positions of rank r in a step are ``s * GB + r + W * j``; worker w has those with ``(s * B + j) % K ==
+    w``.
     """
     first = step * batch_size
     offset = (worker - first) % workers

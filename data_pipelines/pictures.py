@@ -11,8 +11,9 @@ from torchvision.io import ImageReadMode
 __all__ = ["PICTURE_EXTENSIONS", "decode_picture", "decode_png", "picture_size"]
 
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# The operators behind torchvision.io, called directly: from 0.29 on its Python functions warn at every call that
-# torchcodec will replace them one day, which costs more than the call, and warnings are errors in our tests.
+# The operators behind torchvision.io, called directly: from 0.29 on its Python functions warn at every call
+# that torchcodec will replace them one day, which costs more than the call, and warnings are errors in our
+# tests.
 _OPERATORS = torch.ops.image
 _RGB, _UNCHANGED = ImageReadMode.RGB.value, ImageReadMode.UNCHANGED.value
 # Markers that carry the size of a JPEG: SOF0 .. SOF15 without DHT (C4), JPG (C8) and DAC (CC).
@@ -37,7 +38,13 @@ def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
     except (struct.error, IndexError) as error:
         raise ValueError("its header is cut") from error
     head = bytes(data[:32])
-    kind = "is empty" if not head else "looks like a web page" if head.lstrip()[:1] == b"<" else f"starts with {head[:8]!r}"
+    kind = (
+        "is empty"
+        if not head
+        else "looks like a web page"
+        if head.lstrip()[:1] == b"<"
+        else f"starts with {head[:8]!r}"
+    )
     raise ValueError(f"it is no JPEG, PNG or WebP: it {kind}")
 
 

@@ -1,6 +1,8 @@
-"""Label maps as lossless PNG: one byte a pixel, written without row filters so that reading back is one inflate.
+"""Label maps as lossless PNG: one byte a pixel, written without row filters so that reading back is one
+inflate.
 
-Any PNG reader opens these files. Maps written by other tools (row filters, 16 bits, palettes) go through torchvision.
+Any PNG reader opens these files. Maps written by other tools (row filters, 16 bits, palettes) go through
+torchvision.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def _decode_unfiltered(data: bytes | memoryview) -> NDArray[np.uint8] | None:
         raw = inflater.decompress(data[_HEADER_END + 8 : _HEADER_END + 8 + length], expected)
     except zlib.error as error:
         raise ValueError(f"superpixel map does not decode: {error}") from error
-    if len(raw) != expected or not inflater.eof and inflater.unconsumed_tail:
+    if len(raw) != expected or (not inflater.eof and inflater.unconsumed_tail):
         return None
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(height, width + 1)
     return None if rows[:, 0].any() else rows[:, 1:]

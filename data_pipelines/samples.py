@@ -1,4 +1,5 @@
-"""From the members of a sample to what the network takes: cropped uint8 picture, tokens, superpixel ids per patch.
+"""From the members of a sample to what the network takes: cropped uint8 picture, tokens, superpixel ids per
+patch.
 
 Shapes: B samples, H and W of the training picture, T tokens, L patches.
 """
@@ -129,7 +130,9 @@ class SampleMaker:
             ValueError: the patch size does not divide the picture size.
         """
         if config.image_size % patch_size:
-            raise ValueError(f"data.image_size={config.image_size} is not a multiple of the patch size {patch_size}")
+            raise ValueError(
+                f"data.image_size={config.image_size} is not a multiple of the patch size {patch_size}"
+            )
         self.config = config
         self.seed = seed
         self.grid = (config.image_size // patch_size,) * 2
@@ -142,8 +145,8 @@ class SampleMaker:
             ValueError: a sample lacks a member, its picture does not decode, or its caption is empty.
         """
         config, size = self.config, self.config.image_size
-        # Stage by stage over the whole batch rather than sample by sample: that keeps each decoder's code and tables
-        # in cache and halves the time.
+        # Stage by stage over the whole batch rather than sample by sample: that keeps each decoder's code and
+        # tables in cache and halves the time.
         pictures = [self._picture(shard, shard.samples[index]) for shard, index in samples]
         captions = [self._caption(shard, shard.samples[index]) for shard, index in samples]
         maps = [
@@ -183,9 +186,13 @@ class SampleMaker:
             if extension in sample.members:
                 start, end = sample.members[extension]
                 try:
-                    return decode_picture(shard.data[start:end], shard.view[start:end], self.config.max_pixels)
+                    return decode_picture(
+                        shard.data[start:end], shard.view[start:end], self.config.max_pixels
+                    )
                 except ValueError as error:
-                    raise _bad(shard, sample, f"the picture .{extension} is bad: {error}; repair or remove it") from error
+                    raise _bad(
+                        shard, sample, f"the picture .{extension} is bad: {error}; repair or remove it"
+                    ) from error
         allowed = ", ".join("." + extension for extension in PICTURE_EXTENSIONS)
         held = ", ".join(sample.members) or "none"
         raise _bad(shard, sample, f"it has no picture (members: {held}): needs one of {allowed}")
@@ -200,8 +207,9 @@ class SampleMaker:
         except ValueError as error:
             raise _bad(shard, sample, str(error)) from error
         if map_HW.shape != picture_CHW.shape[1:]:
-            sizes = f"{map_HW.shape[1]} x {map_HW.shape[0]} but its picture {picture_CHW.shape[2]} x {picture_CHW.shape[1]}"
-            raise _bad(shard, sample, f"its superpixel map is {sizes} pixels: compute the maps again")
+            (h, w), (height, width) = map_HW.shape, picture_CHW.shape[1:]
+            what = f"its superpixel map is {w} x {h} but its picture {width} x {height} pixels"
+            raise _bad(shard, sample, f"{what}: compute the maps again")
         return map_HW
 
     def _caption(self, shard: Shard, sample: SampleIndex) -> str:

@@ -23,7 +23,9 @@ from segclip.data_pipelines.voc import write_voc
 
 __all__ = ["SCENE_SUPERPIXELS", "SceneSet", "write_scene_shards", "write_scene_voc"]
 
-SCENE_SUPERPIXELS = SuperpixelMethod(method="slic", segments=12, compactness=40.0, min_size_factor=0.1, shrink=1)
+SCENE_SUPERPIXELS = SuperpixelMethod(
+    method="slic", segments=12, compactness=40.0, min_size_factor=0.1, shrink=1
+)
 JPEG_QUALITY = 90
 
 
@@ -76,7 +78,12 @@ def write_scene_shards(
     """Write training shards of scenes, ``per_shard`` in each, and their manifest."""
     if per_shard < 1:
         raise ValueError(f"{per_shard} scenes per shard: a shard has at least one")
-    source: dict[str, Any] = {"generator": "scenes", "count": scenes.count, "seed": scenes.seed, "size": scenes.size}
+    source: dict[str, Any] = {
+        "generator": "scenes",
+        "count": scenes.count,
+        "seed": scenes.seed,
+        "size": scenes.size,
+    }
     return write_set(
         url,
         partial(_make_shard, scenes, per_shard),

@@ -1,8 +1,9 @@
 """Captioned scenes: small pictures of coloured shapes on textured grounds, with their label maps.
 
 A scene holds one to three objects, none hiding another, each large enough to cover several patches of a small
-network. Everything about scene ``i`` of seed ``s`` is a function of (s, i); nothing depends on which process draws it
-or on what was drawn before. Textures and anti-aliased shapes are painted once a process and then only pasted.
+network. Everything about scene ``i`` of seed ``s`` is a function of (s, i); nothing depends on which process
+draws it or on what was drawn before. Textures and anti-aliased shapes are painted once a process and then
+only pasted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``window`` is the piece of texture: variant, row, column (shares), mirrored, brightness."""
+    """What a picture shows. ``window`` is the piece of texture: variant, row, column (shares), mirrored,
+    brightness."""
 
     index: int
     objects: tuple[SceneObject, ...]
@@ -133,7 +135,13 @@ def draw_scenes(seed: int, start: int, count: int) -> list[Scene]:
                 )
             )
         cut = window[b]
-        piece = (int(cut[0] * VARIANTS), float(cut[1]), float(cut[2]), bool(cut[3] < 0.5), 0.9 + 0.2 * float(cut[4]))
+        piece = (
+            int(cut[0] * VARIANTS),
+            float(cut[1]),
+            float(cut[2]),
+            bool(cut[3] < 0.5),
+            0.9 + 0.2 * float(cut[4]),
+        )
         scenes.append(Scene(start + b, tuple(objects), GROUNDS[int(ground[b, 0] * len(GROUNDS))], piece))
     return scenes
 
@@ -143,8 +151,8 @@ def _lay_out(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centres [B, O, 2] and radii [B, O] such that objects are inside the picture and apart.
 
-    Objects start at uniform places [B, O, 2] and push each other away for some rounds; where a pair still overlaps
-    after that, the objects of that scene are shrunk until they do not.
+    Objects start at uniform places [B, O, 2] and push each other away for some rounds; where a pair still
+    overlaps after that, the objects of that scene are shrunk until they do not.
     """
     reach_BO = REACH * radius_BO
     margin_BO1 = reach_BO[:, :, None]
@@ -162,7 +170,9 @@ def _lay_out(
     fit_B = np.ones(len(number_B))
     for i, j in pairs:
         distance_B = np.hypot(*(centre_BOX[:, i] - centre_BOX[:, j]).T)
-        fit_B = np.where(number_B > i, np.minimum(fit_B, distance_B / (reach_BO[:, i] + reach_BO[:, j])), fit_B)
+        fit_B = np.where(
+            number_B > i, np.minimum(fit_B, distance_B / (reach_BO[:, i] + reach_BO[:, j])), fit_B
+        )
     return centre_BOX, radius_BO * fit_B[:, None]
 
 
@@ -206,9 +216,12 @@ def _brightness_table(gain: float) -> NDArray[np.uint8]:
 
 
 class _Stamp:
-    """A shape painted once: what of the ground shows through, the shape's own light, and which pixels it owns."""
+    """A shape painted once: what of the ground shows through, the shape's own light, and which pixels it
+    owns."""
 
-    def __init__(self, distance: NDArray[np.float32], shadow_distance: NDArray[np.float32], radius: int) -> None:
+    def __init__(
+        self, distance: NDArray[np.float32], shadow_distance: NDArray[np.float32], radius: int
+    ) -> None:
         alpha = np.clip(0.5 - distance, 0, 1)
         softness = max(1.0, 0.16 * radius)
         shadow = 0.34 * np.clip(0.5 - shadow_distance / softness, 0, 1)
@@ -260,7 +273,8 @@ def _distance(
 def _star_distance(
     x: NDArray[np.float32], y: NDArray[np.float32], outer: float, inner_share: float
 ) -> NDArray[np.float32]:
-    """Five-pointed star with a tip straight up: fold the plane into one tenth, then measure to one straight edge."""
+    """Five-pointed star with a tip straight up: fold the plane into one tenth, then measure to one straight
+    edge."""
     sector = np.pi / 5
     theta = np.arctan2(x, -y)
     folded = np.abs((theta + sector) % (2 * sector) - sector)

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-from segclip.data_pipelines.manifest import MANIFEST, Manifest, ShardEntry, check_shard, describe, read_manifest
+from segclip.data_pipelines.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    check_shard,
+    describe,
+    read_manifest,
+)
 from segclip.data_pipelines.store import Store, open_store
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 from segclip.data_pipelines.tar import group_samples, header, trailer
@@ -111,7 +118,8 @@ def verify_set(url: str, report: Callable[[ShardEntry], None] = lambda entry: No
         held = len(group_samples(content, f"{store.url}/{entry.path}"))
         if held != entry.count:
             raise ValueError(
-                f"shard {store.url}/{entry.path} holds {held} samples, the manifest states {entry.count}: rebuild the set"
+                f"shard {store.url}/{entry.path} holds {held} samples, the manifest states {entry.count}: "
+                "rebuild the set"
             )
         report(entry)
     return manifest

@@ -1,9 +1,10 @@
 """Object stores by URL: ``file://``, ``s3://`` and what else obstore knows, with retries and timeouts.
 
-Credentials and endpoints come from the standard environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-...) and from nowhere else: they are never part of a configuration.
+Credentials and endpoints come from the standard environment variables (``AWS_ACCESS_KEY_ID``,
+``AWS_ENDPOINT_URL``, ...) and from nowhere else: they are never part of a configuration.
 
-The client runs on a thread pool that does not survive ``fork``. A process that has used it may not fork children that
+The client runs on a thread pool that does not survive ``fork``. A process that has used it may not fork
+children that
 use it again: ``client_started`` tells, ``read_before_fork`` reads a small object without starting it.
 """
 
@@ -22,14 +23,26 @@ from urllib.parse import unquote, urlsplit
 import obstore
 import obstore.store
 
-__all__ = ["SCHEMES", "Entry", "Store", "client_started", "normalise_url", "open_store", "read_before_fork", "upload"]
+__all__ = [
+    "SCHEMES",
+    "Entry",
+    "Store",
+    "client_started",
+    "normalise_url",
+    "open_store",
+    "read_before_fork",
+    "upload",
+]
 
 SCHEMES = ("file", "s3", "gs", "az", "https", "http")
 CONNECT_TIMEOUT = timedelta(seconds=3)
-REQUEST_TIMEOUT = timedelta(seconds=60)
+# A whole request, body included; a shard of 100 MB may come slowly.
+REQUEST_TIMEOUT = timedelta(seconds=120)
+# Of a manifest: an endpoint that is down, or up and silent, is given up within ten seconds.
+SMALL_REQUEST_TIMEOUT = timedelta(seconds=4)
 RETRIES = 3
-# Together with the connect timeout this keeps an endpoint that is down under ten seconds.
-RETRY_TIMEOUT = timedelta(seconds=6)
+# No retry begins later than this after the first attempt.
+RETRY_TIMEOUT = timedelta(seconds=5)
 
 T = TypeVar("T")
 _client_pid: int | None = None
@@ -94,12 +107,16 @@ class Store:
     def list(self) -> Iterator[Entry]:
         """All objects below the URL, sorted by path."""
         listed = self._call(lambda: [each for part in obstore.list(self.client) for each in part], "")
-        yield from sorted((Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path)
+        yield from sorted(
+            (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
+        )
 
     def _call(self, action: Callable[[], T], path: str) -> T:
         global _client_pid
         if _client_pid is not None and _client_pid != os.getpid():
-            raise RuntimeError("the object store client was started before this process was forked and would hang")
+            raise RuntimeError(
+                "the object store client was started before this process was forked and would hang"
+            )
         _client_pid = os.getpid()
         where = f"{self.url}/{path}".rstrip("/")
         try:
@@ -107,7 +124,9 @@ class Store:
         except FileNotFoundError as error:
             raise ValueError(f"{where} does not exist: check the data URL") from error
         except PermissionError as error:
-            raise ValueError(f"access to {where} is denied: check its permissions and the credentials") from error
+            raise ValueError(
+                f"access to {where} is denied: check its permissions and the credentials"
+            ) from error
         except (obstore.exceptions.BaseError, OSError) as error:
             raise ValueError(f"{where} cannot be reached: {_short(error)}. {_remedy(self.url)}") from error
 
@@ -128,12 +147,13 @@ def _remedy(url: str) -> str:
     return "Check the URL, the network and the credentials in the environment"
 
 
-def open_store(url: str, *, create: bool = False) -> Store:
+def open_store(url: str, *, create: bool = False, timeout: timedelta = REQUEST_TIMEOUT) -> Store:
     """The store at ``url`` (or at a local path).
 
     Args:
         url: where the objects lie.
         create: make a local folder that does not exist.
+        timeout: longest time of one request.
 
     Raises:
         ValueError: bad URL, or a local folder that does not exist.
@@ -144,9 +164,11 @@ def open_store(url: str, *, create: bool = False) -> Store:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
         elif not folder.is_dir():
-            raise ValueError(f"the data folder {folder} does not exist: check the path, or write shards to it first")
+            raise ValueError(
+                f"the data folder {folder} does not exist: check the path, or write shards to it first"
+            )
         return Store(url, obstore.store.LocalStore(str(folder)))
-    options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT}
+    options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "timeout": timeout}
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     if url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://")):
         options["allow_http"] = True
@@ -171,7 +193,7 @@ def read_before_fork(url: str, path: str) -> bytes:
             raise ValueError(f"{file} does not exist: check the data path, or write shards there first")
         return file.read_bytes()
     if client_started():
-        return bytes(open_store(url).get(path))
+        return bytes(open_store(url, timeout=SMALL_REQUEST_TIMEOUT).get(path))
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_read_into, args=(url, path, sender), daemon=True)
@@ -191,7 +213,7 @@ def read_before_fork(url: str, path: str) -> bytes:
 
 def _read_into(url: str, path: str, sender: Connection) -> None:
     try:
-        sender.send(bytes(open_store(url).get(path)))
+        sender.send(bytes(open_store(url, timeout=SMALL_REQUEST_TIMEOUT).get(path)))
     except ValueError as error:
         sender.send(str(error))
 
@@ -204,7 +226,9 @@ def upload(folder: Path, url: str, report: Callable[[Entry], None] = lambda entr
     """
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} to upload does not exist")
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda p: (p.suffix == ".json", str(p)))
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: (p.suffix == ".json", str(p))
+    )
     if not files:
         raise ValueError(f"the folder {folder} to upload is empty")
     target = open_store(url, create=True)

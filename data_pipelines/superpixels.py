@@ -26,18 +26,18 @@ class SuperpixelMethod(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["slic"] = Field("slic", description="Algorithm: SLIC as fast-slic implements it.")
+    method: Literal["slic"] = Field(default="slic", description="Algorithm: SLIC as fast-slic implements it.")
     segments: int = Field(
-        12, ge=2, le=65535, description="Regions asked for; the result may hold a few fewer."
+        default=12, ge=2, le=65535, description="Regions asked for; the result may hold a few fewer."
     )
     compactness: float = Field(
-        20.0, gt=0, description="Weight of distance against colour: higher is rounder."
+        default=20.0, gt=0, description="Weight of distance against colour: higher is rounder."
     )
     min_size_factor: float = Field(
-        0.1, ge=0, le=1, description="Regions under this share of the mean size are merged."
+        default=0.1, ge=0, le=1, description="Regions under this share of the mean size are merged."
     )
     shrink: int = Field(
-        1,
+        default=1,
         ge=1,
         le=8,
         description="Compute on a picture smaller by this factor and enlarge the map by nearest.",
@@ -97,7 +97,8 @@ def _slic() -> Callable[[NDArray[np.uint8], SuperpixelMethod], NDArray[np.int16]
             num_components=method.segments,
             compactness=method.compactness,
             min_size_factor=method.min_size_factor,
-            num_threads=1,  # pictures are shared out over processes; OpenMP threads of each would spin against the others
+            # Pictures are shared out over processes; OpenMP threads of each would spin against the others.
+            num_threads=1,
         )
         return np.asarray(slic.iterate(picture_HW3), dtype=np.int16)
 

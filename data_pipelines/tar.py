@@ -1,9 +1,11 @@
 """A tar reader that never takes a broken shard for a whole one.
 
-Works on the bytes of a whole archive and hands out slices of them, so no member is copied. Every header's checksum is
-verified and the two zero blocks that end an archive must be there: an archive cut anywhere, also exactly between two
-members, is a ``ValueError`` that names the shard and the offset. Understood are ustar, GNU long names and pax records
-(Python's own ``tarfile`` writes them as soon as a time stamp has a fraction); links and devices are refused.
+Works on the bytes of a whole archive and hands out slices of them, so no member is copied. Every header's
+checksum is
+verified and the two zero blocks that end an archive must be there: an archive cut anywhere, also exactly
+between two members, is a ``ValueError`` that names the shard and the offset. Understood are ustar, GNU long
+names and pax records (Python's own ``tarfile`` writes them as soon as a time stamp has a fraction); links and
+devices are refused.
 """
 
 from __future__ import annotations
@@ -15,11 +17,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "PICKLE_LIKE", "Member", "SampleIndex", "group_samples", "header", "read_members", "trailer"]
+__all__ = [
+    "BLOCK",
+    "PICKLE_LIKE",
+    "Member",
+    "SampleIndex",
+    "group_samples",
+    "header",
+    "read_members",
+    "trailer",
+]
 
 BLOCK = 512
 PICKLE_LIKE = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "joblib", "dill", "npy", "npz"})
-"""Last parts of a member's extension that can carry code when decoded; such members are passed over unread."""
+"""Last parts of a member's extension that can carry code when decoded; such members are passed over
+unread."""
 
 _SAFE_KEY = re.compile(r"[A-Za-z0-9_+=,@~-]+(/[A-Za-z0-9_+=,@~-]+)*")
 _REGULAR, _DIRECTORY, _LONG_NAME, _PAX, _PAX_GLOBAL = b"0\x00", b"5", b"L", b"x", b"g"
@@ -36,7 +48,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class SampleIndex:
-    """A sample of a shard: its key and, by extension (``jpg``, ``superpixels.png``), where its members lie."""
+    """A sample of a shard: its key and, by extension (``jpg``, ``superpixels.png``), where its members
+    lie."""
 
     key: str
     members: dict[str, tuple[int, int]]
@@ -55,7 +68,8 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
     view = memoryview(data)
     size = len(view)
     blocks = np.frombuffer(view[: size - size % BLOCK], dtype=np.uint8).reshape(-1, BLOCK)
-    # One vectorised pass instead of 512 additions in Python per header; payload blocks are summed for nothing.
+    # One vectorised pass instead of 512 additions in Python per header; payload blocks are summed for
+    # nothing.
     sums = blocks.sum(axis=1, dtype=np.uint32)
     plain = _plain_members(blocks, sums)
     if plain is not None:
@@ -67,15 +81,15 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
     while True:
         if offset + BLOCK > size:
             raise ValueError(
-                f"shard {shard} is cut at byte {size}: a tar ends with two zero blocks, or has a header at {offset}; "
+                f"shard {shard} is cut at byte {size}: no header and no end of archive at byte {offset}; "
                 "write or download it again"
             )
         index = offset // BLOCK
         if sums[index] == 0:
             if offset + 2 * BLOCK > size or sums[index + 1] != 0:
                 raise ValueError(
-                    f"shard {shard} is cut or corrupt at byte {offset}: one zero block where a tar ends with two; "
-                    "write or download it again"
+                    f"shard {shard} is cut or corrupt at byte {offset}: one zero block where a tar ends with "
+                    "two; write or download it again"
                 )
             return
         head = bytes(view[offset : offset + BLOCK])
@@ -89,8 +103,8 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
         padded = start + -(-length // BLOCK) * BLOCK
         if padded > size:
             raise ValueError(
-                f"shard {shard} is cut at byte {size}: the member at {offset} needs {padded - size} bytes more; "
-                "write or download it again"
+                f"shard {shard} is cut at byte {size}: {padded - size} bytes of the member at byte {offset} "
+                "are missing; write or download it again"
             )
         if kind in _REGULAR:
             long_name, pax = None, {}
@@ -101,13 +115,15 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
             long_name = bytes(view[start:end]).rstrip(b"\0").decode("utf-8", "replace")
         elif kind not in (_DIRECTORY, _PAX_GLOBAL):
             raise ValueError(
-                f"shard {shard} holds a member of tar type {kind!r} at byte {offset}: only regular files are allowed"
+                f"shard {shard} holds a member of tar type {kind!r} at byte {offset}: "
+                "only regular files are allowed"
             )
         offset = padded
 
 
 def _plain_members(blocks: NDArray[np.uint8], sums: NDArray[np.uint32]) -> list[Member] | None:
-    """The members of a whole archive of regular files with plain ustar headers, checked in bulk; None for any other.
+    """The members of a whole archive of regular files with plain ustar headers, checked in bulk; None for any
+    other.
 
     Anything unusual, faults included, is left to the careful reader, which knows what to say about it.
     """
@@ -156,12 +172,18 @@ def _check_header(head: bytes, total: int, shard: str, offset: int) -> int:
     field = head[148:156]
     try:
         stated = int(field.strip(b" \0") or b"-1", 8)
-        length = int.from_bytes(head[125:136], "big") if head[124] & 0x80 else int(head[124:136].strip(b" \0") or b"0", 8)
+        length = (
+            int.from_bytes(head[125:136], "big")
+            if head[124] & 0x80
+            else int(head[124:136].strip(b" \0") or b"0", 8)
+        )
     except ValueError:
         stated, length = -1, 0
     # The checksum is taken with its own field read as eight spaces.
     if total - sum(field) + 8 * 32 != stated:
-        raise ValueError(f"shard {shard} is corrupt at byte {offset}: the checksum of a tar header does not match")
+        raise ValueError(
+            f"shard {shard} is corrupt at byte {offset}: the checksum of a tar header does not match"
+        )
     return length
 
 
@@ -172,7 +194,9 @@ def _name(head: bytes, shard: str, offset: int) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"shard {shard}: the name {raw!r} of the member at byte {offset} is not UTF-8") from error
+        raise ValueError(
+            f"shard {shard}: the name {raw!r} of the member at byte {offset} is not UTF-8"
+        ) from error
 
 
 def _pax_records(content: bytes, shard: str, offset: int) -> dict[str, str]:
@@ -189,10 +213,12 @@ def _pax_records(content: bytes, shard: str, offset: int) -> dict[str, str]:
 
 
 def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[SampleIndex]:
-    """The samples of a shard: neighbouring members whose names agree up to the first dot of the last path part.
+    """The samples of a shard: neighbouring members whose names agree up to the first dot of the last path
+    part.
 
     Raises:
-        ValueError: as ``read_members``; a key that is unsafe as a file name; the same extension twice in a sample.
+        ValueError: as ``read_members``; a key that is unsafe as a file name; the same extension twice in a
+            sample.
     """
     samples: list[SampleIndex] = []
     for member in read_members(data, shard):
@@ -202,8 +228,8 @@ def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[Samp
         if not samples or samples[-1].key != key:
             if not _SAFE_KEY.fullmatch(key):
                 raise ValueError(
-                    f"shard {shard}: refused the sample key {key!r} of member {member.name!r}: a key is letters, digits "
-                    "and _+=,@~- with single slashes, relative, without '..'"
+                    f"shard {shard}: refused the sample key {key!r} of member {member.name!r}: a key is "
+                    "letters, digits and _+=,@~- with single slashes, relative, without '..'"
                 )
             samples.append(SampleIndex(key, {}))
         extension = extension.lower()

@@ -1,8 +1,8 @@
 """Procedural grounds: tileable pictures of sand, grass, water and brick.
 
-Each painter returns a uint8 picture [side, side, 3] that wraps around at its edges, so that a random window of it,
-taken modulo its side, is a fresh piece of ground. ``scale`` is the side of the picture that will be cut from it: the
-grain of a texture is proportional to it, so a scene looks alike at every resolution.
+Each painter returns a uint8 picture [side, side, 3] that wraps around at its edges, so that a random window
+of it, taken modulo its side, is a fresh piece of ground. ``scale`` is the side of the picture that will be
+cut from it: the grain of a texture is proportional to it, so a scene looks alike at every resolution.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ Bytes = NDArray[np.uint8]
 
 @lru_cache(maxsize=4)
 def texture_bank(scale: int) -> tuple[tuple[Bytes, ...], ...]:
-    """All variants of all grounds, ``bank[ground][variant]``: uint8 [2 * scale, 2 * scale, 3]. Painted once a process."""
+    """All variants of all grounds, ``bank[ground][variant]``: uint8 [2 * scale, 2 * scale, 3]. Painted once a
+    process."""
     painters = (_sand, _grass, _water, _brick)
     bank = []
     for ground, paint in enumerate(painters):
-        noises = (_Noise(_FIRST_POSITION + ground * VARIANTS + variant, 2 * scale) for variant in range(VARIANTS))
+        noises = (
+            _Noise(_FIRST_POSITION + ground * VARIANTS + variant, 2 * scale) for variant in range(VARIANTS)
+        )
         bank.append(tuple(np.clip(paint(noise, scale), 0, 255).astype(np.uint8) for noise in noises))
     return tuple(bank)
 
@@ -50,7 +53,8 @@ class _Noise:
         return uniform_numpy(self.drawn, Purpose.SCENE, self.position, count)[0]
 
     def field(self, sigma_y: float, sigma_x: float) -> Floats:
-        """White noise blurred by a Gaussian of ``sigma_y`` by ``sigma_x`` pixels, wrapped around: [side, side]."""
+        """White noise blurred by a Gaussian of ``sigma_y`` by ``sigma_x`` pixels, wrapped around: [side,
+        side]."""
         white = self.numbers(self.side * self.side).reshape(self.side, self.side) - 0.5
         fy, fx = np.fft.fftfreq(self.side)[:, None], np.fft.rfftfreq(self.side)[None, :]
         blur = np.exp(-2 * np.pi**2 * ((sigma_y * fy) ** 2 + (sigma_x * fx) ** 2))
@@ -66,7 +70,7 @@ def _mix(low: tuple[int, int, int], high: tuple[int, int, int], weight: Floats) 
 
 def _coordinates(side: int) -> tuple[Floats, Floats]:
     """Rows [side, 1] and columns [1, side] in units of the whole side."""
-    axis = (np.arange(side, dtype=np.float32) + 0.5) / side
+    axis: Floats = ((np.arange(side) + 0.5) / side).astype(np.float32)
     return axis[:, None], axis[None, :]
 
 

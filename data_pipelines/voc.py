@@ -1,9 +1,9 @@
 """Writing a data set in the PASCAL VOC 2012 segmentation layout.
 
-    ROOT/VOCdevkit/VOC2012/JPEGImages/NAME.jpg
-    ROOT/VOCdevkit/VOC2012/SegmentationClass/NAME.png      palette PNG of class indices
-    ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt  one NAME per line
-    ROOT/VOCdevkit/VOC2012/classes.json                    class names by index
+ROOT/VOCdevkit/VOC2012/JPEGImages/NAME.jpg
+ROOT/VOCdevkit/VOC2012/SegmentationClass/NAME.png      palette PNG of class indices
+ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt  one NAME per line
+ROOT/VOCdevkit/VOC2012/classes.json                    class names by index
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ VOC_FOLDER = Path("VOCdevkit") / "VOC2012"
 
 
 def voc_palette() -> list[int]:
-    """The 256 colours of PASCAL VOC, flat: the bits of an index spread over the high bits of red, green and blue."""
+    """The 256 colours of PASCAL VOC, flat: the bits of an index spread over the high bits of red, green and
+    blue."""
     colours = []
     for index in range(256):
         channels = [0, 0, 0]
@@ -63,5 +64,7 @@ def write_voc(
         labels.save(folder / "SegmentationClass" / f"{name}.png")
         names.append(name)
     (folder / "classes.json").write_text(json.dumps(list(classes), indent=1) + "\n", encoding="utf-8")
-    (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n", encoding="ascii")
+    (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(
+        "\n".join(names) + "\n", encoding="ascii"
+    )
     return folder
