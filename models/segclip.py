@@ -159,7 +159,7 @@ class SegCLIP(nn.Module):
 
     def temperature(self) -> Tensor:
         """Float32 scalar that multiplies cosines: exponentiated, and clamped here rather than in the parameter."""
-        return self.logit_scale.float().exp().clamp(max=LARGEST_LOGIT_SCALE)
+        return self.logit_scale.float().exp().clamp(max=LARGEST_LOGIT_SCALE).reshape(())
 
     def _reconstruct_text(self, tokens_BT: Tensor, noise: Noise | None) -> Tensor:
         if self.text_decoder is None:
