@@ -1,0 +1,167 @@
+"""The configuration of a run: one YAML file, checked whole before anything heavy starts.
+
+``load_run_config("configs/quickstart.yaml", ["train.steps=100"])`` reads the file, applies the dotted overrides and
+returns a frozen ``RunConfig``. Unknown keys, wrong types and values out of range are refused in one ``ValueError``
+that names the key, the value and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segclip.console import nearest
+from segclip.data_pipelines.config import DataConfig
+from segclip.models.config import ModelConfig
+from segclip.models.losses import LossConfig
+from segclip.trainer.checkpoint import CheckpointConfig
+from segclip.trainer.optimizer import OptimizerConfig
+from segclip.trainer.schedule import ScheduleConfig
+from segclip.trainer.tracking import TrackingConfig
+from segclip.trainer.zero import ZeroConfig
+
+__all__ = ["EvaluationConfig", "RunConfig", "TrainConfig", "flatten", "load_run_config", "save_run_config"]
+
+
+class TrainConfig(BaseModel):
+    """Length, batch and arithmetic of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0, description="Optimiser steps of the whole run; the schedule ends here.")
+    global_batch: int = Field(gt=1, description="Samples a step, over all ranks; every one is everyone's negative.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Arithmetic of forward and backward. bf16 keeps float32 master weights; auto takes it where the "
+        "hardware multiplies bfloat16 matrices.",
+    )
+    gradient_clip: float = Field(1.0, ge=0, description="Largest norm of the whole gradient; 0 leaves it alone.")
+    log_every: int = Field(20, gt=0, description="Steps between progress lines and between metrics in MLflow.")
+
+
+class EvaluationConfig(BaseModel):
+    """Scoring of the finished model; ``segclip-eval`` does the same from the command line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str | None = Field(None, description="Name of a data set; null skips the evaluation after training.")
+    data_root: str | None = Field(None, description="Folder of that data set.")
+    protocol: str = Field("segclip", description="Name or path of a protocol file.")
+
+
+class RunConfig(BaseModel):
+    """A whole run. Each section is documented where the component it configures lives."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="Name of the run in MLflow and in the progress line.")
+    run_dir: str = Field(min_length=1, description="Folder of this run: config, checkpoints, export, MLflow store.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Keys every random choice of the run.")
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply ``a.b=value`` overrides (values are YAML) and check the result.
+
+    Raises:
+        ValueError: file missing or not YAML, malformed override, unknown key, wrong type or value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise ValueError(f"no configuration file {str(path)!r}; give the path of a YAML file" + (f" such as {beside}" if beside else ""))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a mapping of sections (model, data, train, ...), not {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def save_run_config(config: RunConfig, path: str | Path) -> None:
+    """Write the resolved configuration, every default included, as YAML."""
+    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``, the names that overrides and MLflow parameters use."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ValueError(f"override {override!r} is not of the form section.key=value, for example train.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of override {override!r} is not valid YAML: {error}") from error
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = name.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
+    tree[last] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads ``1e-3`` as a string; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(item: Any) -> str:
+    names = [str(part) for part in item["loc"]]
+    name = ".".join(names)
+    if item["type"] == "extra_forbidden":
+        section = _section(names[:-1])
+        allowed = sorted(section.model_fields) if section else []
+        return f"unknown key {name!r}{nearest(names[-1], allowed)}; allowed here: {', '.join(allowed)}"
+    if item["type"] == "missing":
+        return f"key {name!r} is missing"
+    return f"{name} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _section(names: Sequence[str]) -> type[BaseModel] | None:
+    """The config class that the dotted path ``names`` leads to."""
+    section: type[BaseModel] | None = RunConfig
+    for name in names:
+        field = section.model_fields.get(name) if section else None
+        section = _model_class(field.annotation) if field else None
+    return section
+
+
+def _model_class(annotation: Any) -> type[BaseModel] | None:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_args(annotation) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)

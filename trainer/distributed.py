@@ -1,0 +1,121 @@
+"""Processes of a run: start-up, who is who, and agreeing on errors before anyone waits for anyone."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from segclip.console import UserError, one_line
+
+__all__ = ["RankError", "Ranks", "agreed", "start"]
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of this process among the processes of the run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+class RankError(UserError):
+    """An error on some rank, raised on all: ``is_reporter`` tells the one rank that should print it."""
+
+    def __init__(self, message: str, is_reporter: bool) -> None:
+        super().__init__(message)
+        self.is_reporter = is_reporter
+
+
+def start(timeout_seconds: float = 600.0) -> Ranks:
+    """Join the process group that ``deepspeed`` or ``torchrun`` describes in the environment.
+
+    Without a launcher the run has one process. NCCL on CUDA, gloo on CPU.
+    """
+    # DeepSpeed compiles its CPU collectives on first use. One folder per environment: two environments that share
+    # the default one overwrite each other's builds.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    world_size = int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ or local_world_size > 1:
+        # The ranks of one host share its cores.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+
+    import deepspeed  # several seconds, and not needed to refuse a misspelt configuration
+
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+        verbose=False,
+    )
+    return Ranks(
+        rank=dist.get_rank(),
+        local_rank=local_rank,
+        world_size=world_size,
+        local_world_size=local_world_size,
+        device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
+    )
+
+
+def agreed(ranks: Ranks, work: Callable[[], Value]) -> Value:
+    """Do ``work`` on every rank; if it fails anywhere with a user's error, raise that error everywhere.
+
+    Without this, the ranks that succeeded would wait in their next collective for the one that failed.
+
+    Raises:
+        RankError: with the message of the lowest failing rank.
+    """
+    result: Value | None = None
+    problem: str | None = None
+    try:
+        result = work()
+    except (ValueError, OSError, UserError) as error:
+        problem = one_line(error)
+    problems: list[str | None] = [None] * ranks.world_size
+    dist.all_gather_object(problems, problem)
+    failing = [rank for rank, text in enumerate(problems) if text is not None]
+    if failing:
+        first = failing[0]
+        same = all(problems[rank] == problems[first] for rank in range(ranks.world_size))
+        prefix = "" if same else f"rank {first}: "
+        raise RankError(f"{prefix}{problems[first]}", is_reporter=ranks.rank == first)
+    return result  # type: ignore[return-value]
+
+
+def broadcast(value: Any) -> Any:
+    """The value of rank 0, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

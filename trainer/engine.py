@@ -1,0 +1,82 @@
+"""The DeepSpeed engine of a run and what the trainer asks of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segclip.models.segclip import SegCLIP
+from segclip.trainer.config import RunConfig
+from segclip.trainer.distributed import Ranks
+from segclip.trainer.optimizer import build_optimizer, freeze
+from segclip.trainer.precision import resolve_precision
+from segclip.trainer.zero import deepspeed_config
+
+__all__ = ["build_engine", "gradient_norm", "set_learning_rates"]
+
+
+def build_engine(config: RunConfig, ranks: Ranks) -> Any:
+    """Network, optimiser and ZeRO, ready to train. Every rank starts from the same weights.
+
+    Raises:
+        ValueError: the global batch does not divide over the ranks.
+    """
+    import deepspeed
+
+    # Its own messages are about itself; errors still come through.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if config.train.global_batch % ranks.world_size:
+        below = config.train.global_batch // ranks.world_size * ranks.world_size
+        raise ValueError(
+            f"train.global_batch is {config.train.global_batch}, which {ranks.world_size} ranks cannot share equally; "
+            f"{below or ranks.world_size} or {below + ranks.world_size} would do"
+        )
+    torch.manual_seed(config.seed)
+    model: nn.Module = SegCLIP(config.model)
+    freeze(model, config.optimizer.frozen)
+    _give_scalars_a_dimension(model)
+    model.to(ranks.device).train()
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        config=deepspeed_config(
+            config.zero,
+            local_batch=config.train.global_batch // ranks.world_size,
+            world_size=ranks.world_size,
+            precision=resolve_precision(config.train.precision, ranks.device),
+            gradient_clip=config.train.gradient_clip,
+        ),
+    )
+    return engine
+
+
+def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
+    """Give every group its base rate times ``factor``; returns the rates by group name."""
+    rates = {}
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+        rates[group["name"]] = group["lr"]
+    return rates
+
+
+def gradient_norm(engine: Any, step: Any) -> float:
+    """Run ``step()`` (the engine's optimiser step) and return the norm of the whole gradient before clipping."""
+    # Plain data parallelism does not keep the norm that it clips with.
+    own = _plain_norm(engine.module) if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled() else None
+    step()
+    return float(own if own is not None else engine.get_global_grad_norm())
+
+
+def _give_scalars_a_dimension(model: nn.Module) -> None:
+    """DeepSpeed views parameters as bytes to broadcast them, which torch refuses for a parameter without dimensions."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                setattr(module, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
+
+
+def _plain_norm(module: nn.Module) -> Tensor:
+    return torch.nn.utils.get_total_norm(p.grad for p in module.parameters() if p.grad is not None)

@@ -1,0 +1,207 @@
+"""The training loop: start or resume, step, report, save, export, score."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from segclip.console import UserError
+from segclip.data_pipelines.loader import build_loader
+from segclip.data_pipelines.samples import Batch
+from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, save_checkpoint
+from segclip.trainer.config import RunConfig, flatten, save_run_config
+from segclip.trainer.distributed import Ranks, agreed, broadcast
+from segclip.trainer.engine import build_engine, set_learning_rates
+from segclip.trainer.export import export_checkpoint
+from segclip.trainer.progress import ProgressLine
+from segclip.trainer.scoring import score
+from segclip.trainer.step import StepResult, train_step
+from segclip.trainer.tracking import Tracker
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, ranks: Ranks) -> None:
+    """Train to ``config.train.steps``, continuing from the newest checkpoint of the run folder if there is one.
+
+    Raises:
+        RankError: something a user can mend, on any rank; raised on all of them.
+        UserError: the loss is no longer finite.
+    """
+    run_dir = Path(config.run_dir)
+    config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
+    latest = broadcast(find_latest(run_dir))
+    if latest is not None:
+        agreed(ranks, lambda: check_resumable(config, latest))
+    if ranks.device.type == "cpu":
+        # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
+        torch.set_flush_denormal(True)
+    batches_from = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
+    engine = agreed(ranks, lambda: build_engine(config, ranks))
+    state = load_checkpoint(engine, latest, ranks) if latest is not None else None
+    first_step = state.step if state is not None else 0
+
+    tracker = None
+    if ranks.is_first:
+        save_run_config(config, run_dir / "config.yaml")
+        if config.tracking.enabled:
+            tracker = Tracker(config.tracking, run_dir, config.name, state.mlflow_run_id if state else None)
+            tracker.parameters({**flatten(config.model_dump(mode="json")), "world_size": ranks.world_size})
+            tracker.artifact(run_dir / "config.yaml")
+    _announce(config, ranks, engine, latest, first_step)
+
+    status = "FAILED"
+    try:
+        _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml)
+        final = find_latest(run_dir)
+        if ranks.is_first:
+            assert final is not None
+            export = export_checkpoint(final, config, run_dir / "export")
+            print(f"exported {export}", flush=True)
+            if config.evaluation.dataset is not None:
+                score(config, export, tracker)
+        status = "FINISHED"
+        dist.barrier()
+    finally:
+        if tracker is not None:
+            tracker.finish(status)
+
+
+def check_resumable(config: RunConfig, checkpoint: Path) -> None:
+    """Refuse to continue a run whose identity has changed.
+
+    Raises:
+        ValueError: model, data order or batch differ from those that wrote ``checkpoint``.
+    """
+    before = flatten(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
+    now = flatten(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    fixed = ("model.", "seed", "train.global_batch", "data.shards", "data.lanes", "data.shuffle_block")
+    changed = [
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(set(before) | set(now))
+        if name.startswith(fixed) and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}); "
+            "undo the change to resume, or give another run_dir to start anew"
+        )
+
+
+def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> Iterator[Batch]:
+    return iter(
+        build_loader(
+            config.data,
+            patch_size=config.model.patch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            batch_size=config.train.global_batch // ranks.world_size,
+            seed=config.seed,
+            start_step=start_step,
+        )
+    )
+
+
+def _run_steps(
+    config: RunConfig,
+    ranks: Ranks,
+    engine: Any,
+    batches: Iterator[Batch],
+    first_step: int,
+    tracker: Tracker | None,
+    config_yaml: str,
+) -> None:
+    steps = config.train.steps
+    line = ProgressLine(first_step, steps, config.train.global_batch)
+    waited = 0.0
+    for step in range(first_step + 1, steps + 1):
+        rates = set_learning_rates(engine, config.schedule.factor(step, steps))
+        begin = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - begin
+        result = train_step(engine, batch, config.seed, config.loss)
+        if step % config.train.log_every == 0 or step in (first_step + 1, steps):
+            metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
+            metrics |= line.rates(step) | _memory(ranks)
+            metrics["data_wait_seconds"] = waited
+            waited = 0.0
+            if ranks.is_first:
+                print(line.text(step, metrics), flush=True)
+            if tracker is not None:
+                tracker.metrics(metrics, step)
+            _check_finite(metrics, step, config.run_dir)
+        if step % config.checkpoint.every == 0 or step == steps:
+            run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
+            state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit())
+            folder = save_checkpoint(engine, config.run_dir, state, config_yaml, config.checkpoint.keep_last, ranks)
+            if ranks.is_first:
+                print(f"saved {folder}", flush=True)
+
+
+def _reduced(result: StepResult) -> dict[str, float]:
+    """Losses as means over ranks, and the numbers that are equal on all of them."""
+    names = sorted(result.losses)
+    values = torch.stack([result.losses[name].float() for name in names] + [result.used_centers.float()])
+    dist.all_reduce(values)
+    means = (values / dist.get_world_size()).tolist()
+    return {f"loss/{name}": value for name, value in zip(names, means, strict=False)} | {
+        "centers/used": means[-1],
+        "logit_scale": float(result.logit_scale),
+        "gradient_norm": result.gradient_norm,
+    }
+
+
+def _memory(ranks: Ranks) -> dict[str, float]:
+    """Largest memory so far, in GiB: of the card, or of this process on a CPU."""
+    if ranks.device.type == "cuda":
+        return {"memory/peak_gib": torch.cuda.max_memory_allocated(ranks.device) / 2**30}
+    return {"memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def _check_finite(metrics: dict[str, float], step: int, run_dir: str) -> None:
+    bad = [name for name in ("loss/total", "gradient_norm") if not torch.tensor(metrics[name]).isfinite()]
+    if bad:
+        last = find_latest(run_dir)
+        raise UserError(
+            f"{' and '.join(bad)} not finite at step {step}: lower optimizer.lr or raise schedule.warmup; "
+            f"the last checkpoint is {last or 'none yet'}"
+        )
+
+
+def _announce(config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None, first_step: int) -> None:
+    if not ranks.is_first:
+        return
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    precision = "bf16" if engine.bfloat16_enabled() else "fp32"
+    print(
+        f"{config.name}: {parameters / 1e6:.2f} M parameters, {precision}, ZeRO stage {config.zero.stage}, "
+        f"{ranks.world_size} x {config.train.global_batch // ranks.world_size} samples a step, "
+        f"{config.train.steps} steps, {ranks.device.type}",
+        flush=True,
+    )
+    if latest is not None:
+        print(f"resuming from {latest} after step {first_step}", flush=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from, or None outside one."""
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None

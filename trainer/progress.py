@@ -1,0 +1,45 @@
+"""The line that rank 0 prints while it trains."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["ProgressLine", "duration"]
+
+
+class ProgressLine:
+    """Rates since the last report, and the time that remains at the rate of the whole run so far."""
+
+    def __init__(self, first_step: int, steps: int, global_batch: int) -> None:
+        self._first, self._steps, self._global_batch = first_step, steps, global_batch
+        self._start = self._last_time = time.perf_counter()
+        self._last_step = first_step
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Throughput since the last call."""
+        now = time.perf_counter()
+        seconds = (now - self._last_time) / max(1, step - self._last_step)
+        self._last_time, self._last_step = now, step
+        return {"step_seconds": seconds, "samples_per_second": self._global_batch / seconds}
+
+    def text(self, step: int, metrics: dict[str, float]) -> str:
+        """One line about ``step``."""
+        done = step - self._first
+        left = (time.perf_counter() - self._start) / done * (self._steps - step)
+        parts = " ".join(
+            f"{name.removeprefix('loss/')} {value:.4f}"
+            for name, value in metrics.items()
+            if name.startswith("loss/") and name != "loss/total"
+        )
+        return (
+            f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {metrics['loss/total']:.4f} ({parts})  "
+            f"gradient {metrics['gradient_norm']:.2f}  {metrics['samples_per_second']:,.0f} samples/s  "
+            f"{duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1m15s``; hours when there are any."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{whole % 60:02d}s"

@@ -1,0 +1,75 @@
+"""``deepspeed trainer/run.py --config configs/NAME.yaml [section.key=value ...]``"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+# Longer than the first rank needs to say what is wrong: the launcher ends all ranks as soon as one has exited.
+GRACE_SECONDS = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the configuration says; exit code 0 when the run is complete, 2 when its user has to mend something."""
+    parser = argparse.ArgumentParser(prog="trainer/run.py", description="Train SegCLIP.")
+    parser.add_argument("--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml")
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # given by launchers
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    arguments = parser.parse_args(argv)
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+
+    from segclip.console import UserError, one_line
+    from segclip.trainer.distributed import RankError
+
+    rank = int(os.environ.get("RANK", "0"))
+    started = False
+    try:
+        from segclip.trainer.config import load_run_config
+
+        config = load_run_config(arguments.config, arguments.overrides)
+
+        from segclip.trainer.distributed import start
+        from segclip.trainer.loop import train
+
+        ranks = start()
+        started = True
+        train(config, ranks)
+    except KeyboardInterrupt:
+        _leave(130)
+    except (ValueError, OSError, UserError) as error:
+        if arguments.debug:
+            raise
+        # Before the ranks are joined, an error is the same on all of them.
+        reports = error.is_reporter if isinstance(error, RankError) else started or rank == 0
+        if reports:
+            where = f"[rank {rank}] " if started and not isinstance(error, RankError) else ""
+            print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(GRACE_SECONDS)
+        _leave(2)
+    _finish()
+
+
+def _finish() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _leave(code: int) -> None:
+    """End at once: other ranks may wait in a collective, and so would an orderly exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Learning-rate schedules: a factor in [0, 1] as a function of progress through the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ScheduleConfig", "learning_rate_factor"]
+
+Kind = Literal["cosine", "linear", "constant"]
+
+
+class ScheduleConfig(BaseModel):
+    """Warm-up, then decay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind = Field("cosine", description="Shape after the warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the run in which the rate rises linearly.")
+    start: float = Field(0.0, ge=0, le=1, description="Factor at the first step of the warm-up.")
+    end: float = Field(0.0, ge=0, le=1, description="Factor at the end of a cosine.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor of update number ``step`` (the first is 1) of ``steps``."""
+        return learning_rate_factor(step / steps, self.kind, self.warmup, self.start, self.end)
+
+
+def learning_rate_factor(
+    progress: float, kind: Kind = "cosine", warmup: float = 0.0, start: float = 0.0, end: float = 0.0
+) -> float:
+    """Factor on the base learning rate, as the original trainer computes it.
+
+    Args:
+        progress: share of the run done, 0 to 1.
+        kind: shape after the warm-up.
+        warmup: share of the run that warms up. -1 is what the original calls "none": its cosine then starts at one
+            half; 0 is a cosine from one.
+        start: factor at progress 0 when there is a warm-up.
+        end: factor at progress 1 of a cosine.
+    """
+    if progress < warmup:
+        return start + (1.0 - start) * progress / warmup
+    if kind == "constant":
+        return 1.0
+    decayed = min((progress - warmup) / (1.0 - warmup), 1.0)
+    if kind == "linear":
+        return 1.0 - decayed
+    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * decayed))

@@ -1,0 +1,89 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segclip.data_pipelines.samples import Batch
+from segclip.kernels.contrastive import contrastive_loss, gather_rows
+from segclip.models.losses import LossConfig, false_negatives
+from segclip.models.noise import KeyedNoise
+from segclip.models.outputs import TrainOutput
+from segclip.trainer.engine import gradient_norm
+
+__all__ = ["StepResult", "total_loss", "train_step"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells about itself. Losses are this rank's and lie on its device."""
+
+    losses: dict[str, Tensor]
+    gradient_norm: float
+    logit_scale: Tensor
+    used_centers: Tensor
+    """Share of centers that hold at least one patch."""
+
+
+def train_step(engine: Any, batch: Batch, seed: int, config: LossConfig) -> StepResult:
+    """Forward, global contrastive loss, backward, optimiser step."""
+    device = engine.device
+    output: TrainOutput = engine(
+        batch.images.to(device, non_blocking=True),
+        batch.tokens.to(device, non_blocking=True),
+        batch.superpixels.to(device, non_blocking=True) if config.superpixel_kl > 0 else None,
+        KeyedNoise(seed, batch.positions.to(device, non_blocking=True)),
+        with_superpixel=config.superpixel_kl > 0,
+        with_reconstruction=config.reconstruction > 0,
+    )
+    losses = total_loss(output, batch, config, dist.group.WORLD)
+    engine.backward(losses["total"])
+    norm = gradient_norm(engine, engine.step)
+    return StepResult(
+        losses={name: value.detach() for name, value in losses.items()},
+        gradient_norm=norm,
+        logit_scale=output.logit_scale.detach(),
+        used_centers=output.hard_BGL.detach().amax(dim=2).mean(),
+    )
+
+
+def total_loss(
+    output: TrainOutput, batch: Batch, config: LossConfig, group: dist.ProcessGroup | None
+) -> dict[str, Tensor]:
+    """The loss parts of this rank, unweighted, and their weighted ``total``.
+
+    The contrastive part sees the whole batch of ``group``; its gradient averaged over ranks is that of the global loss.
+    """
+    device = output.image_embed_BE.device
+    exclude_image_BN = exclude_text_BN = None
+    if config.skip_false_negatives:
+        captions_BT, texts_BT = batch.caption_tokens.to(device), batch.tokens.to(device)
+        both_N2T = torch.stack([captions_BT, texts_BT], dim=1)
+        if group is not None:
+            both_N2T = gather_rows(both_N2T, group)
+        all_captions_NT, all_texts_NT = both_N2T.unbind(dim=1)
+        exclude_image_BN = false_negatives(captions_BT, all_texts_NT)
+        exclude_text_BN = false_negatives(all_captions_NT, texts_BT).T
+    losses = {
+        "contrastive": contrastive_loss(
+            output.image_embed_BE,
+            output.text_embed_BE,
+            output.logit_scale,
+            group=group,
+            exclude_BN=exclude_image_BN,
+            exclude_text_BN=exclude_text_BN,
+        ),
+        "superpixel_kl": output.loss_superpixel,
+        "reconstruction": output.loss_reconstruction,
+    }
+    losses["total"] = (
+        config.contrastive * losses["contrastive"]
+        + config.superpixel_kl * losses["superpixel_kl"]
+        + config.reconstruction * losses["reconstruction"]
+    )
+    return losses
