@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from segclip.console import nearest
 from segclip.eval.images import read_image, read_label
 
 __all__ = ["DATASETS", "IGNORE", "Sample", "SegmentationDataset", "open_dataset", "voc_layout"]
+
+Item = TypeVar("Item")
 
 IGNORE = 255
 """Label value of pixels that are left out of every metric."""
@@ -79,16 +82,26 @@ class SegmentationDataset:
             )
         return Sample(self.keys[index], image_HW3, label_HW)
 
+    def pick(self, numbers: Sequence[int]) -> SegmentationDataset:
+        """The images at ``numbers``, in that order."""
+
+        def chosen(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(items[number] for number in numbers)
+
+        return replace(
+            self,
+            keys=chosen(self.keys),
+            image_paths=chosen(self.image_paths),
+            label_paths=chosen(self.label_paths),
+        )
+
     def first(self, count: int | None) -> SegmentationDataset:
         """The same data set cut to its first ``count`` images (None: all)."""
         if count is None:
             return self
         if count < 1:
             raise ValueError(f"the number of images must be at least 1, got {count}")
-        return SegmentationDataset(
-            self.name, self.classes, self.words, self.has_background,
-            self.keys[:count], self.image_paths[:count], self.label_paths[:count], self.colours,
-        )  # fmt: skip
+        return self.pick(range(min(count, len(self))))
 
 
 def _size(array: NDArray[np.generic]) -> str:

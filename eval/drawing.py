@@ -1,0 +1,179 @@
+"""Drawing label maps over pictures: tinted regions with outlines, and the word on each region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from segclip.eval.datasets import IGNORE
+from segclip.eval.palette import Colour, readable_on
+
+__all__ = ["INK", "PAPER", "enlarge", "font", "legend", "overlay", "save_label_png"]
+
+INK: Colour = (28, 28, 30)
+PAPER: Colour = (255, 255, 255)
+_GREY: Colour = (128, 128, 128)
+_SMALLEST_TEXT = 11
+
+
+@lru_cache(maxsize=64)
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and holds Latin, Greek and Cyrillic letters."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def scale_for(height: int, width: int, side: int) -> float:
+    """Factor that brings the longer side to ``side``."""
+    return side / max(height, width)
+
+
+def enlarge(image_HW3: NDArray[np.uint8], side: int) -> Image.Image:
+    """The picture with its longer side at ``side`` pixels, smoothly."""
+    factor = scale_for(image_HW3.shape[0], image_HW3.shape[1], side)
+    size = (max(round(image_HW3.shape[1] * factor), 1), max(round(image_HW3.shape[0] * factor), 1))
+    return Image.fromarray(image_HW3).resize(size, Image.Resampling.LANCZOS)
+
+
+def _enlarge_labels(label_HW: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.int32]:
+    picture = Image.fromarray(label_HW.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(picture, dtype=np.int32)
+
+
+def overlay(
+    image_HW3: NDArray[np.uint8],
+    label_HW: NDArray[np.integer],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    *,
+    side: int = 320,
+    strength: float = 0.6,
+    words: bool = True,
+    untouched: Sequence[int] = (),
+) -> Image.Image:
+    """The picture with every region tinted in its label's colour, outlined, and named.
+
+    Args:
+        image_HW3: the picture, uint8.
+        label_HW: label of each pixel; ``IGNORE`` is hatched grey.
+        names, colours: by label.
+        side: length of the result's longer side.
+        strength: how much of the tint covers the picture, 0 to 1.
+        words: write each region's name on it where there is room.
+        untouched: labels that are not tinted (background).
+    """
+    picture = enlarge(image_HW3, side)
+    labels = _enlarge_labels(label_HW, picture.size)
+    table = np.zeros((max(len(names), IGNORE + 1), 3), dtype=np.float32)
+    table[: len(colours)] = np.asarray(colours[: len(table)], dtype=np.float32)
+    table[IGNORE] = _GREY
+    plain = np.isin(labels, list(untouched))
+    # On a pale grey copy of the picture the tints keep their own colour, whatever lies beneath.
+    pixels = np.asarray(picture, dtype=np.float32)
+    grey = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    mixed = (1 - strength) * (0.75 * grey + 0.25 * pixels) + strength * table[labels]
+    mixed[plain] = 0.55 * pixels[plain] + 0.45 * 255
+    rows, columns = np.indices(labels.shape)
+    hatched = (labels == IGNORE) & ((rows + columns) % 8 < 2)
+    mixed[hatched] = 255
+    mixed[_outline(labels)] = INK
+    result = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+    if words:
+        skipped = {*untouched, IGNORE}
+        _write_names(result, labels, [(k, names[k]) for k in np.unique(labels).tolist() if k not in skipped], colours)
+    return result
+
+
+def _outline(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return edge
+
+
+def _write_names(
+    picture: Image.Image, labels: NDArray[np.int32], wanted: Sequence[tuple[int, str]], colours: Sequence[Colour]
+) -> None:
+    """Each region's name on a tag where the region is widest; large regions first, tags never overlap."""
+    places: list[tuple[float, float, int, int, int, str]] = []
+    smallest = 0.004 * labels.size
+    for label, name in wanted:
+        pieces, count = ndimage.label(labels == label)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+        for piece in range(1, count + 1):
+            if sizes[piece] < smallest:
+                continue
+            # Padding: the border of the picture bounds a region too.
+            depth = ndimage.distance_transform_edt(np.pad(pieces == piece, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            places.append((float(sizes[piece]), float(depth.max()), int(row), int(column), label, name))
+    draw = ImageDraw.Draw(picture)
+    taken: list[tuple[float, float, float, float]] = []
+    shorter = min(picture.size)
+    for _area, depth_here, row, column, label, name in sorted(places, reverse=True):
+        size = int(np.clip(depth_here * 0.5, max(_SMALLEST_TEXT, shorter // 24), max(shorter // 14, _SMALLEST_TEXT)))
+        box = _tag_box(draw, name, size, column, row, picture.size)
+        if box is None or any(_overlap(box, other) for other in taken):
+            continue
+        taken.append(box)
+        colour = colours[label]
+        draw.rounded_rectangle(box, radius=size // 3, fill=colour, outline=INK, width=1)
+        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        draw.text(centre, name, font=font(size, bold=True), fill=readable_on(colour), anchor="mm")
+
+
+def _tag_box(
+    draw: ImageDraw.ImageDraw, name: str, size: int, x: int, y: int, picture: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """A box for ``name`` centred on (x, y) and moved inside the picture; None where the picture is too narrow."""
+    width = draw.textlength(name, font=font(size, bold=True)) + 0.8 * size
+    height = 1.5 * size
+    if width > picture[0] - 2 or height > picture[1] - 2:
+        return None
+    left = min(max(x - width / 2, 1), picture[0] - width - 1)
+    top = min(max(y - height / 2, 1), picture[1] - height - 1)
+    return left, top, left + width, top + height
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def legend(names: Sequence[str], colours: Sequence[Colour], width: int, *, text: int = 15) -> Image.Image:
+    """Swatches with names in as many columns as fit into ``width`` pixels."""
+    letters = font(text)
+    cell = int(max(letters.getlength(name) for name in names) + 3.2 * text)
+    columns = max(min(width // cell, len(names)), 1)
+    rows = -(-len(names) // columns)
+    step = int(1.7 * text)
+    picture = Image.new("RGB", (width, rows * step + text // 2), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        column, row = divmod(number, rows)
+        x, y = column * cell, row * step + text // 4
+        draw.rounded_rectangle((x, y, x + 1.5 * text, y + 1.2 * text), radius=3, fill=colour, outline=INK)
+        draw.text((x + 2 * text, y + 0.6 * text), name, font=letters, fill=INK, anchor="lm")
+    return picture
+
+
+def save_label_png(label_HW: NDArray[np.integer], colours: Sequence[Colour], path: Path) -> Path:
+    """Label map as a palette PNG: indices are the labels, colours only for looking at.
+
+    Raises:
+        ValueError: more than 256 labels.
+    """
+    if label_HW.size and int(label_HW.max()) > 255:
+        raise ValueError(f"label {int(label_HW.max())} does not fit into a palette image of 256 colours")
+    picture = Image.fromarray(label_HW.astype(np.uint8))
+    flat = [channel for colour in colours[:256] for channel in colour]
+    picture.putpalette(flat + [0] * (768 - len(flat)))
+    picture.save(path)
+    return path
