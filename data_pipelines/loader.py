@@ -3,6 +3,7 @@ parts."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -169,7 +170,8 @@ class BatchStream:
         if self._workers:
             # Forking is quick, but the store's client does not survive it: where this process has used the
             # client, workers come from a clean server process instead.
-            context = "forkserver" if client_started() else "fork"
+            context = multiprocessing.get_context("forkserver" if client_started() else "fork")
+            context.set_forkserver_preload([__name__, "open_clip.tokenizer"])
             many = {"prefetch_factor": split.config.prefetch, "multiprocessing_context": context}
         self._loader: DataLoader[Any] = DataLoader(
             _Parts(split), batch_size=None, num_workers=self._workers, collate_fn=_as_is, **many

@@ -73,10 +73,10 @@ def _decode_unfiltered(data: bytes | memoryview) -> NDArray[np.uint8] | None:
     expected = height * (width + 1)
     inflater = zlib.decompressobj()
     try:
-        raw = inflater.decompress(data[_HEADER_END + 8 : _HEADER_END + 8 + length], expected)
+        raw = inflater.decompress(data[_HEADER_END + 8 : _HEADER_END + 8 + length], expected + 1)
     except zlib.error as error:
         raise ValueError(f"superpixel map does not decode: {error}") from error
-    if len(raw) != expected or (not inflater.eof and inflater.unconsumed_tail):
+    if len(raw) != expected or not inflater.eof:
         return None
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(height, width + 1)
     return None if rows[:, 0].any() else rows[:, 1:]

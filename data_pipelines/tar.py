@@ -149,6 +149,7 @@ def _plain_members(blocks: NDArray[np.uint8], sums: NDArray[np.uint32]) -> list[
         and (headers[:, 0] != 0).all()
         and (headers[:, :100] < 128).all()
         and (_octal(headers, 148, 6) == checksums).all()
+        and (headers[:, 154:156] == (0, 32)).all()
     )
     if not plain:
         return None

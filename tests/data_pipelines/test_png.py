@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segclip.data_pipelines.png import decode_label_map, encode_label_map
+
+
+@pytest.mark.parametrize("top", [2, 256, 65536])
+def test_maps_come_back_and_other_readers_agree(top: int) -> None:
+    ids = np.random.default_rng(0).integers(0, top, (31, 45))
+    ids[0, 0] = top - 1
+    data = encode_label_map(ids)
+    np.testing.assert_array_equal(decode_label_map(data), ids)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), ids)
+
+
+def test_maps_of_other_writers_are_read() -> None:
+    ids = np.repeat(np.arange(24, dtype=np.uint8)[:, None], 40, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(ids).save(buffer, "PNG", optimize=True)
+    np.testing.assert_array_equal(decode_label_map(buffer.getvalue()), ids)
+
+
+def test_what_is_no_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be a PNG"):
+        decode_label_map(b"<html>")
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="one channel of ids; this PNG has 3"):
+        decode_label_map(buffer.getvalue())
+    data = encode_label_map(np.ones((20, 20), dtype=int))
+    for cut in range(8, len(data) - 16):
+        with pytest.raises(ValueError, match=r"map"):
+            decode_label_map(data[:cut])
+    with pytest.raises(ValueError, match=r"keeps 0 .. 65535"):
+        encode_label_map(np.full((2, 2), 70000))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segclip.data_pipelines import superpixels
+from segclip.data_pipelines.scenes import draw_scenes, render
+from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels, patch_labels
+
+
+def naive_vote(ids: np.ndarray[Any, Any], grid: tuple[int, int]) -> list[int]:
+    height, width = ids.shape[0] // grid[0], ids.shape[1] // grid[1]
+    votes = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            patch = ids[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            counts = Counter(patch.ravel().tolist())
+            votes.append(min(counts, key=lambda each: (-counts[each], each)))
+    return votes
+
+
+@pytest.mark.parametrize("top", [3, 40, 60000])
+def test_vote_is_the_most_frequent_id_and_the_lowest_on_a_tie(top: int) -> None:
+    rng = np.random.default_rng(0)
+    for grid in ((4, 6), (1, 1), (12, 18)):
+        ids = rng.choice(rng.integers(0, top, 4), (12, 18)).astype(np.uint16)
+        assert patch_labels(ids, grid).tolist() == naive_vote(ids, grid)
+
+
+def test_batches_are_labelled_as_their_maps() -> None:
+    maps = np.random.default_rng(1).integers(0, 9, (3, 8, 12))
+    together = patch_labels(maps, (4, 3))
+    assert together.shape == (3, 12)
+    np.testing.assert_array_equal(together, np.stack([patch_labels(each, (4, 3)) for each in maps]))
+
+
+def test_the_mean_rule_makes_ids_up_where_regions_meet() -> None:
+    ids = np.zeros((4, 8), dtype=np.int64)
+    ids[:, 2:4] = 7
+    ids[:, 4:] = 9
+    assert patch_labels(ids, (1, 2), "mean").tolist() == [3, 9]
+    assert patch_labels(ids, (1, 2), "vote").tolist() == [0, 9]
+
+
+def test_a_grid_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 x 5 patches does not divide a map of 8 x 12"):
+        patch_labels(np.zeros((8, 12), dtype=int), (4, 5))
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_regions_follow_objects(shrink: int) -> None:
+    """Painting each region with the label most of its pixels have gives nearly the true label map."""
+    method = SuperpixelMethod(segments=12, compactness=40, shrink=shrink)
+    right = []
+    for scene in draw_scenes(2, 0, 40):
+        picture, labels = render(scene)
+        ids = compute_superpixels(picture, method)
+        assert ids.shape == labels.shape
+        assert 8 <= len(np.unique(ids)) <= 14
+        votes = np.zeros((ids.max() + 1, 16), dtype=int)
+        np.add.at(votes, (ids.ravel(), labels.ravel()), 1)
+        right.append((votes.argmax(axis=1)[ids] == labels).mean())
+    assert np.mean(right) > 0.97
+
+
+def test_odd_sizes_are_covered_when_shrunk() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
+    assert compute_superpixels(picture, SuperpixelMethod(segments=6, shrink=4)).shape == (37, 53)
+    with pytest.raises(ValueError, match="cannot be shrunk"):
+        compute_superpixels(picture[:9], SuperpixelMethod(shrink=4))
+
+
+def test_without_fast_slic_scikit_image_takes_over_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    monkeypatch.setitem(sys.modules, "fast_slic", None)
+    superpixels._slic.cache_clear()
+    picture, _ = render(draw_scenes(2, 0, 1)[0])
+    try:
+        with pytest.warns(UserWarning, match="fast-slic is not installed"):
+            ids = compute_superpixels(picture, SuperpixelMethod())
+        compute_superpixels(picture, SuperpixelMethod())  # warnings are errors here: it does not warn again
+        assert ids.shape == (96, 96)
+        assert ids.min() == 0
+    finally:
+        superpixels._slic.cache_clear()
