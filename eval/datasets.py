@@ -22,14 +22,14 @@ IGNORE = 255
 """Label value of pixels that are left out of every metric."""
 
 VOC21_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its truth: ``image_HW3`` uint8, ``label_HW`` int64 with ``IGNORE`` where nothing is asked."""
+    """One image with its truth: ``image_HW3`` uint8; ``label_HW`` int64, ``IGNORE`` where nothing is asked."""
 
     key: str
     image_HW3: NDArray[np.uint8]
@@ -65,14 +65,15 @@ class SegmentationDataset:
         """Decode image and label.
 
         Raises:
-            ValueError: a file does not decode, sizes differ, or the label holds a value outside the class list.
+            ValueError: a file does not decode, sizes differ, or the label holds a value outside the class
+                list.
         """
         image_HW3 = read_image(self.image_paths[index])
         label_HW = read_label(self.label_paths[index]).astype(np.int64)
         if image_HW3.shape[:2] != label_HW.shape:
             raise ValueError(
-                f"{self.keys[index]}: the image is {_size(image_HW3)} but its label is {_size(label_HW)} pixels "
-                f"({self.label_paths[index]})"
+                f"{self.keys[index]}: the image is {_size(image_HW3)} but its label is {_size(label_HW)} "
+                f"pixels ({self.label_paths[index]})"
             )
         outside = np.unique(label_HW[(label_HW >= len(self.classes)) & (label_HW != IGNORE)])
         if outside.size:
@@ -157,7 +158,8 @@ def voc_layout(
     split: str = "val",
     colours: tuple[tuple[int, int, int], ...] | None = None,
 ) -> SegmentationDataset:
-    """Data set in the PASCAL VOC folders: JPEGImages, SegmentationClass (palette PNG), ImageSets/Segmentation.
+    """Data set in the PASCAL VOC folders: JPEGImages, SegmentationClass (palette PNG),
+    ImageSets/Segmentation.
 
     Raises:
         ValueError: a folder or the split file is missing, or an image has no label (or a label no image).
@@ -208,5 +210,7 @@ def open_dataset(name: str, root: str | Path, split: str = "val") -> Segmentatio
         ValueError: no such data set (the nearest name is offered), or its files are not as they should be.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}")
+        raise ValueError(
+            f"unknown data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}"
+        )
     return DATASETS[name](root, split)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped,unused-ignore]
 
 from segclip.eval.datasets import IGNORE
 from segclip.eval.palette import Colour, readable_on
@@ -88,7 +88,9 @@ def overlay(
     result = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     if words:
         skipped = {*untouched, IGNORE}
-        _write_names(result, labels, [(k, names[k]) for k in np.unique(labels).tolist() if k not in skipped], colours)
+        _write_names(
+            result, labels, [(k, names[k]) for k in np.unique(labels).tolist() if k not in skipped], colours
+        )
     return result
 
 
@@ -100,7 +102,10 @@ def _outline(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def _write_names(
-    picture: Image.Image, labels: NDArray[np.int32], wanted: Sequence[tuple[int, str]], colours: Sequence[Colour]
+    picture: Image.Image,
+    labels: NDArray[np.int32],
+    wanted: Sequence[tuple[int, str]],
+    colours: Sequence[Colour],
 ) -> None:
     """Each region's name on a tag where the region is widest; large regions first, tags never overlap."""
     places: list[tuple[float, float, int, int, int, str]] = []
@@ -112,14 +117,16 @@ def _write_names(
             if sizes[piece] < smallest:
                 continue
             # Padding: the border of the picture bounds a region too.
-            depth = ndimage.distance_transform_edt(np.pad(pieces == piece, 1))[1:-1, 1:-1]
-            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-            places.append((float(sizes[piece]), float(depth.max()), int(row), int(column), label, name))
+            depths = ndimage.distance_transform_edt(np.pad(pieces == piece, 1))[1:-1, 1:-1]
+            middle = divmod(int(depths.argmax()), depths.shape[1])
+            places.append((float(sizes[piece]), float(depths.max()), *middle, label, name))
     draw = ImageDraw.Draw(picture)
     taken: list[tuple[float, float, float, float]] = []
     shorter = min(picture.size)
-    for _area, depth_here, row, column, label, name in sorted(places, reverse=True):
-        size = int(np.clip(depth_here * 0.5, max(_SMALLEST_TEXT, shorter // 24), max(shorter // 14, _SMALLEST_TEXT)))
+    for _area, depth, row, column, label, name in sorted(places, reverse=True):
+        size = int(
+            np.clip(depth * 0.4, max(_SMALLEST_TEXT, shorter // 26), max(shorter // 18, _SMALLEST_TEXT))
+        )
         box = _tag_box(draw, name, size, column, row, picture.size)
         if box is None or any(_overlap(box, other) for other in taken):
             continue
@@ -133,7 +140,7 @@ def _write_names(
 def _tag_box(
     draw: ImageDraw.ImageDraw, name: str, size: int, x: int, y: int, picture: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """A box for ``name`` centred on (x, y) and moved inside the picture; None where the picture is too narrow."""
+    """A box for ``name`` centred on (x, y), moved inside the picture; None where that is too narrow."""
     width = draw.textlength(name, font=font(size, bold=True)) + 0.8 * size
     height = 1.5 * size
     if width > picture[0] - 2 or height > picture[1] - 2:

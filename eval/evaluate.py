@@ -96,17 +96,20 @@ def build_scorer(model: SegCLIP, dataset: SegmentationDataset, protocol: Protoco
     first = 1 if dataset.has_background else 0
     if dataset.has_background and rule.background == "none":
         raise ValueError(
-            f"data set {dataset.name!r} has a background class, but protocol {protocol.name!r} gives no background rule"
+            f"data set {dataset.name!r} has a background class, but protocol {protocol.name!r} gives no "
+            "background rule for it"
         )
     if not dataset.has_background and rule.background != "none":
         raise ValueError(
-            f"protocol {protocol.name!r} has a background rule for {dataset.name!r}, which has no background class"
+            f"protocol {protocol.name!r} has a background rule for data set {dataset.name!r}, which has no "
+            "background class"
         )
     phrases = rule.phrases() or dataset.words[first:]
     wanted = len(dataset.classes) - first
     if len(phrases) != wanted:
         raise ValueError(
-            f"protocol {protocol.name!r} names {len(phrases)} classes for data set {dataset.name!r}, which has {wanted}"
+            f"protocol {protocol.name!r} names {len(phrases)} classes for data set {dataset.name!r}, "
+            f"which has {wanted}"
         )
     bank = TextBank(model, protocol.templates, protocol.template_averaging)
     return scorer_from_phrases(
@@ -123,7 +126,7 @@ def scorer_from_phrases(
     threshold: float | None = None,
     background_words: tuple[str, ...] = (),
 ) -> ClassScorer:
-    """Scorer for one list of synonyms a class; with background words, they are label 0 and the classes follow."""
+    """Scorer for one list of synonyms a class; background words are label 0, then the classes follow."""
     groups = (background_words, *phrases) if background_words else phrases
     words, labels = scorer_words(groups)
     text_NE = bank(words)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 __all__ = ["MAX_PIXELS", "read_image", "read_label", "to_rgb"]
 
 MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded: Pillow's own bound. A PNG header of a few kilobytes can promise gigabytes."""
+"""Largest picture that is decoded: Pillow's own bound. A PNG of a few kilobytes can promise gigabytes."""
 
 _FILTERS = threading.Lock()  # warnings.catch_warnings changes process-wide state; readers run in threads
 _BROKEN = (OSError, SyntaxError, EOFError, struct.error, IndexError, OverflowError)
@@ -40,7 +40,8 @@ def _open(path: Path) -> Image.Image:
     if width * height > MAX_PIXELS:
         picture.close()
         raise ValueError(
-            f"{path} is {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; make it smaller first"
+            f"{path} is {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; "
+            "make it smaller first"
         )
     return picture
 
@@ -67,8 +68,8 @@ def read_image(path: str | Path, *, upright: bool = False) -> NDArray[np.uint8]:
 
     Args:
         path: the file, in any format Pillow reads.
-        upright: turn the picture as its EXIF orientation says. Right for a user's photo; wrong for a data set, whose
-            label maps follow the stored pixels.
+        upright: turn the picture as its EXIF orientation says. Right for a user's photo; wrong for a data
+            set, whose label maps follow the stored pixels.
 
     Raises:
         ValueError: the file is missing, is no image, is cut off, or has more than ``MAX_PIXELS`` pixels.
@@ -82,8 +83,9 @@ def read_image(path: str | Path, *, upright: bool = False) -> NDArray[np.uint8]:
             raise ValueError(f"{path} does not decode as an image ({_brief(error)})") from error
 
 
-def read_label(path: str | Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Class numbers [H, W] of a label file: the indices of a palette image or the values of a grey one, never colours.
+def read_label(path: str | Path) -> NDArray[np.int64]:
+    """Class numbers int64 [H, W] of a label file: the indices of a palette image or the values of a grey one, never
+    colours.
 
     Raises:
         ValueError: the file is missing, does not decode, or holds colours.
@@ -98,4 +100,4 @@ def read_label(path: str | Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
             values = np.array(picture)
         except _BROKEN as error:
             raise ValueError(f"label {path} does not decode ({_brief(error)})") from error
-    return values.astype(np.uint8 if values.max(initial=0) < 256 else np.uint16)
+    return values.astype(np.int64)

@@ -1,11 +1,11 @@
 """From an image to class scores per pixel: resize, windows, centers, words.
 
-The network gathers patches into G centers. A pixel belongs to the center whose upsampled soft assignment is largest
-there, and it takes that center's class scores. So scores are computed for G centers, not for every pixel, and are
-spread over the pixels by index.
+The network gathers patches into G centers. A pixel belongs to the center whose upsampled soft assignment is
+largest there, and it takes that center's class scores. So scores are computed for G centers, not for every
+pixel, and are spread over the pixels by index.
 
-Shape letters: B windows, H W a window's or image's pixels, h w the resized image, L patches, G centers, N words,
-C output labels (the classes, with background in front where there is one), E embedding.
+Shape letters: B windows, H W a window's or image's pixels, h w the resized image, L patches, G centers, N
+words, C output labels (the classes, with background in front where there is one), E embedding.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Window:
 
 
 def resized_size(height: int, width: int, short_side: int, long_side_max: int | None) -> tuple[int, int]:
-    """Size after scaling the short side to ``short_side``, aspect kept, the long side bounded. Rounds half up."""
+    """Size after scaling the short side to ``short_side``, the long side bounded. Rounds half up."""
     scale = short_side / min(height, width)
     if long_side_max is not None:
         scale = min(scale, long_side_max / max(height, width))
@@ -65,13 +65,17 @@ def resized_size(height: int, width: int, short_side: int, long_side_max: int | 
 
 
 def resize(image_HW3: NDArray[np.uint8], geometry: Geometry) -> Tensor:
-    """uint8 [3, h, w]: the image resized as ``geometry`` says and rounded to 8 bits, as image libraries do."""
+    """uint8 [3, h, w]: the image resized as ``geometry`` says, rounded to 8 bits as image libraries do."""
     image_3HW = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
     size = resized_size(image_HW3.shape[0], image_HW3.shape[1], geometry.short_side, geometry.long_side_max)
     if size == image_HW3.shape[:2]:
         return image_3HW.contiguous()
     resized = F.interpolate(
-        image_3HW[None].float(), size=size, mode=geometry.filter, align_corners=False, antialias=geometry.antialias
+        image_3HW[None].float(),
+        size=size,
+        mode=geometry.filter,
+        align_corners=False,
+        antialias=geometry.antialias,
     )[0]
     return resized.round().clamp(0, 255).to(torch.uint8)
 
@@ -79,7 +83,8 @@ def resize(image_HW3: NDArray[np.uint8], geometry: Geometry) -> Tensor:
 def window_grid(height: int, width: int, window: int, stride: int) -> list[Window]:
     """Windows that cover every pixel, row by row; the last of a row or column is shifted back to the edge.
 
-    A side shorter than ``window`` gets one window that ends at the edge (``predict`` pads what it feeds the encoder).
+    A side shorter than ``window`` gets one window that ends at the edge (``predict`` pads what it feeds the
+    encoder).
     """
 
     def starts(length: int) -> list[int]:
@@ -105,7 +110,8 @@ class ClassScorer:
         logit_scale: factor on the cosine.
         rule: ``softmax``, or ``softmax_times_top_k`` (the original's).
         top_k: words kept for a window under ``softmax_times_top_k``.
-        word_label_N: output label of each word, int64, for synonyms and background words; None: word i is class i.
+        word_label_N: output label of each word, int64, for synonyms and background words; None: word i is
+            class i.
         threshold: None, or the score below which a center is background (label 0; classes then start at 1).
     """
 
@@ -125,10 +131,11 @@ class ClassScorer:
     def __call__(self, center_embed_BGE: Tensor, image_embed_BE: Tensor) -> Tensor:
         """float32 [B, G, C] from un-normalised embeddings.
 
-        ``softmax``: S = softmax_N(scale * cos(center, word)). ``softmax_times_top_k``: S times the same softmax over
-        the words that are among the ``top_k`` of the window's own embedding, 0 elsewhere. A class scores as its best
-        word. With a threshold, label 0 scores 1 for centers whose best class lies below min(threshold, best score of
-        any center of the window), else 0: at least one center of each window stays foreground.
+        ``softmax``: S = softmax_N(scale * cos(center, word)). ``softmax_times_top_k``: S times the same
+        softmax over the words that are among the ``top_k`` of the window's own embedding, 0 elsewhere. A
+        class scores as its best word. With a threshold, label 0 scores 1 for centers whose best class lies
+        below min(threshold, best score of any center of the window), else 0: at least one center of each
+        window stays foreground.
         """
         centers = F.normalize(center_embed_BGE.float(), dim=-1)
         logits_BGN = self.logit_scale * (centers @ self.text_NE.T)
@@ -174,7 +181,8 @@ def window_scores(model: SegCLIP, windows_B3HW: Tensor, scorer: ClassScorer) -> 
 
     Args:
         model: in evaluation mode.
-        windows_B3HW: uint8, or float already normalised, on the model's device; sides divisible by the patch size.
+        windows_B3HW: uint8, or float already normalised, on the model's device; sides divisible by the patch
+            size.
         scorer: words and rules.
     """
     vision = model.encode_image(windows_B3HW)
@@ -192,8 +200,8 @@ class Prediction:
 
     Attributes:
         scores_Chw: float32 scores at the resized size, averaged over the windows.
-        regions_hw: int64 center of each pixel, numbered through all windows (window * G + center); where windows
-            overlap, the last one's.
+        regions_hw: int64 center of each pixel, numbered through all windows (window * G + center); where
+            windows overlap, the last one's.
         size: (H, W) of the original image.
     """
 
@@ -216,8 +224,8 @@ def resize_scores(scores_Chw: Tensor, size: tuple[int, int]) -> Tensor:
 def label_map(scores_Chw: Tensor, size: tuple[int, int]) -> Tensor:
     """Best label of each pixel at ``size``, int64 [H, W]; the lowest of equals.
 
-    Classes are upsampled a few at a time and only the best is kept, so memory does not grow with the class count.
-    Labels that score 0 everywhere are never upsampled.
+    Classes are upsampled a few at a time and only the best is kept, so memory does not grow with the class
+    count. Labels that score 0 everywhere are never upsampled.
     """
     height, width = size
     present = scores_Chw.flatten(1).amax(dim=1).gt(0).nonzero()[:, 0]
@@ -272,7 +280,9 @@ class _Canvas:
         self.done += 1
 
     def finish(self) -> Prediction:
-        assert self._sum_Chw is not None and self._count_hw is not None and self._regions_hw is not None
+        assert self._sum_Chw is not None
+        assert self._count_hw is not None
+        assert self._regions_hw is not None
         return Prediction(self._sum_Chw / self._count_hw, self._regions_hw, self.size)
 
 
@@ -329,7 +339,12 @@ def slide(
     """Scores float32 [C, h, w] of one resized image: all windows, overlaps averaged."""
     height, width = int(image_3hw.shape[-2]), int(image_3hw.shape[-1])
     geometry = Geometry(
-        short_side=min(height, width), long_side_max=None, window=window, stride=stride, filter="bilinear", antialias=False
+        short_side=min(height, width),
+        long_side_max=None,
+        window=window,
+        stride=stride,
+        filter="bilinear",
+        antialias=False,
     )
     (result,) = predict(model, [(image_3hw, (height, width))], scorer, geometry, batch_size=batch_size)
     return result.scores_Chw

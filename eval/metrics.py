@@ -1,7 +1,8 @@
 """Counts over a whole data set and the figures made of them.
 
-A confusion matrix is int64 [C, C]: rows are the truth, columns the prediction. Intersection and union are summed over
-all images before they are divided, as the segmentation literature does; averaging per image is another metric.
+A confusion matrix is int64 [C, C]: rows are the truth, columns the prediction. Intersection and union are
+summed over all images before they are divided, as the segmentation literature does; averaging per image is
+another metric.
 """
 
 from __future__ import annotations

@@ -7,16 +7,17 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Colour", "distances", "palette", "readable_on"]
+__all__ = ["Colour", "distances", "named_colours", "palette", "readable_on"]
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's set (2008) without black: made to be told apart with protanopia, deuteranopia and tritanopia.
+# Okabe and Ito's set (2008) without black, made for readers with and without colour blindness.
 _FIRST: tuple[Colour, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
 )  # fmt: skip
 
-# Machado, Oliveira and Fernandes (2009), full severity, on linear RGB: no change, protan, deutan, tritan.
+# Machado, Oliveira and Fernandes (2009), full severity, linear RGB: no change, protan, deutan, tritan.
 _VISION: NDArray[np.float64] = np.array(
     [
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -45,20 +46,80 @@ def distances(first_N3: NDArray[np.float64], second_M3: NDArray[np.float64]) -> 
     return np.asarray(apart.min(axis=0))
 
 
-@lru_cache(maxsize=8)
+# Names that already say a colour are drawn in it: a blue "red square" would mislead.
+_NATURAL: dict[str, Colour] = {
+    "red": (215, 40, 40), "orange": (240, 140, 20), "yellow": (250, 220, 40), "green": (40, 150, 60),
+    "blue": (40, 90, 200), "purple": (130, 50, 170), "violet": (130, 50, 170), "pink": (240, 140, 190),
+    "brown": (120, 75, 40), "black": (50, 50, 50), "white": (248, 248, 248), "grey": (140, 140, 140),
+    "gray": (140, 140, 140), "sand": (222, 195, 140), "grass": (110, 170, 60), "tree": (40, 110, 50),
+    "water": (70, 150, 210), "sea": (40, 110, 170), "sky": (135, 200, 250), "brick": (165, 90, 65),
+    "snow": (235, 242, 250), "wood": (150, 105, 60),
+}  # fmt: skip
+_APART = 13.0  # CIELAB distance below which neighbouring tints are hard to tell apart
+
+
+@lru_cache(maxsize=1)
+def _candidates() -> NDArray[np.float64]:
+    """[N, 3] colours to choose from: neither too dark to write on nor too near to paper."""
+    steps = np.linspace(30, 250, 12).round()
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    lightness = _lab(grid)[0, :, 0]
+    return np.asarray(grid[(lightness > 26) & (lightness < 97)])
+
+
+def _colour(values: NDArray[np.float64]) -> Colour:
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
 def palette(count: int) -> tuple[Colour, ...]:
     """``count`` colours, the first ones always the same, each as far as can be from all before it."""
-    steps = np.linspace(30, 250, 11).round()
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    chosen = [np.array(colour, dtype=np.float64) for colour in _FIRST[:count]]
-    if count > len(_FIRST):
-        lightness = _lab(grid)[0, :, 0]
-        grid = grid[(lightness > 28) & (lightness < 92)]
-        nearest = distances(grid, np.stack(chosen)).min(axis=1)
-        while len(chosen) < count:
-            chosen.append(grid[int(nearest.argmax())])
-            nearest = np.minimum(nearest, distances(grid, chosen[-1][None])[:, 0])
-    return tuple((int(r), int(g), int(b)) for r, g, b in chosen)
+    return named_colours(tuple(str(number) for number in range(count)))
+
+
+@lru_cache(maxsize=32)
+def named_colours(names: tuple[str, ...]) -> tuple[Colour, ...]:
+    """A colour for each name, all told apart by readers with any kind of colour vision as far as the number
+    allows.
+
+    Names with a colour (or a thing of one colour, such as grass) in them get a shade of it; the others get
+    what is farthest from all colours chosen so far, starting with a well-tried set of seven.
+    """
+    grid = _candidates()
+    nearest = np.full(len(grid), np.inf)
+    chosen: dict[int, Colour] = {}
+
+    def take(number: int, colour: Colour) -> None:
+        chosen[number] = colour
+        own = np.array([colour], dtype=np.float64)
+        nearest[:] = np.minimum(nearest, distances(grid, own)[:, 0])
+
+    def clear_of_all(colour: Colour) -> bool:
+        others = np.array(list(chosen.values()), dtype=np.float64).reshape(-1, 3)
+        return bool((distances(np.array([colour], dtype=np.float64), others) >= _APART).all())
+
+    wanted = {number: _natural(name) for number, name in enumerate(names)}
+    for number, natural in wanted.items():
+        if natural is None:
+            continue
+        if clear_of_all(natural):
+            take(number, natural)
+            continue
+        away = np.linalg.norm(_lab(grid)[0] - _lab(np.array([natural], dtype=np.float64))[0], axis=-1)
+        free = nearest >= _APART
+        best = np.where(free, away, np.inf).argmin() if free.any() else nearest.argmax()
+        take(number, _colour(grid[int(best)]))
+    tried = iter(_FIRST)
+    for number, natural in wanted.items():
+        if natural is not None:
+            continue
+        colour = next((each for each in tried if clear_of_all(each)), None)
+        take(number, colour or _colour(grid[int(nearest.argmax())]))
+    return tuple(chosen[number] for number in range(len(names)))
+
+
+def _natural(name: str) -> Colour | None:
+    return next((_NATURAL[word] for word in name.lower().split() if word in _NATURAL), None)
 
 
 def readable_on(colour: Colour) -> Colour:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image, ImageDraw
 
 from segclip.eval.datasets import SegmentationDataset
 from segclip.eval.drawing import INK, PAPER, enlarge, font, legend, overlay
 from segclip.eval.evaluate import Result, predict_dataset
 from segclip.eval.metrics import confusion_matrix, mean_iou
-from segclip.eval.palette import Colour, palette
+from segclip.eval.palette import Colour, named_colours
 from segclip.eval.protocol import Protocol
 from segclip.models.segclip import SegCLIP
 
@@ -53,18 +53,28 @@ def write_pictures(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {"confusion": confusion_picture(result, folder / "confusion.png")}
-    scored = [number for number, key in enumerate(dataset.keys) if key in {row.key for row in result.per_image}]
+    scored = [
+        number for number, key in enumerate(dataset.keys) if key in {row.key for row in result.per_image}
+    ]
     if not count or not scored:
         return written
     by_key = {row.key: row.miou if row.miou is not None else 1.0 for row in result.per_image}
     worst = sorted(scored, key=lambda number: by_key[dataset.keys[number]])[:count]
     pages = {
-        "overlays": ([scored[number] for number in spread(len(scored), count)], "images evenly spaced over the data set"),
+        "overlays": (
+            [scored[number] for number in spread(len(scored), count)],
+            "images evenly spaced over the data set",
+        ),
         "worst": (worst, "the images with the lowest mean IoU"),
     }
     for name, (numbers, which) in pages.items():
         page = overlay_page(
-            model, dataset, protocol, numbers, title=f"{dataset.name}: mean IoU {100 * result.miou:.1f} %", subtitle=which
+            model,
+            dataset,
+            protocol,
+            numbers,
+            title=f"{dataset.name}: mean IoU {100 * result.miou:.1f} %",
+            subtitle=which,
         )
         page.save(folder / f"{name}.png", optimize=True)
         written[name] = folder / f"{name}.png"
@@ -90,7 +100,7 @@ def overlay_page(
     for sample, prediction in predict_dataset(model, chosen, protocol):
         found_HW = prediction.labels().cpu()
         truth_HW = sample.label_HW
-        counts = confusion_matrix(_tensor(truth_HW), found_HW, len(names))
+        counts = confusion_matrix(torch.from_numpy(truth_HW), found_HW, len(names))
         seen |= set(np.unique(truth_HW[truth_HW < len(names)]).tolist()) | set(found_HW.unique().tolist())
         cells = [
             enlarge(sample.image_HW3, _CELL),
@@ -99,20 +109,16 @@ def overlay_page(
         ]
         rows.append((f"{sample.key} · mean IoU {100 * mean_iou(counts):.0f} %", cells))
     across = 2 if len(rows) > 3 else 1
-    return _page(title, subtitle, rows, ("image", "prediction", "truth"), across, sorted(seen), names, colours)
+    return _page(
+        title, subtitle, rows, ("image", "prediction", "truth"), across, sorted(seen), names, colours
+    )
 
 
 def class_colours(dataset: SegmentationDataset) -> tuple[Colour, ...]:
     """A colour for each class; background is grey."""
     if dataset.has_background:
-        return ((200, 200, 200), *palette(len(dataset.classes) - 1))
-    return palette(len(dataset.classes))
-
-
-def _tensor(label_HW: NDArray[np.int64]):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.from_numpy(label_HW)
+        return ((200, 200, 200), *named_colours(dataset.classes[1:]))
+    return named_colours(dataset.classes)
 
 
 def _page(
@@ -149,7 +155,12 @@ def _page(
         for cell, cell_width in zip(cells, widths, strict=True):
             page.paste(cell, (x, y))
             x += cell_width + _GAP
-        draw.text((_MARGIN + column * (block + 3 * _GAP), y + tallest + 5), caption, font=font(14), fill=(90, 90, 95))
+        draw.text(
+            (_MARGIN + column * (block + 3 * _GAP), y + tallest + 5),
+            caption,
+            font=font(14),
+            fill=(90, 90, 95),
+        )
     page.paste(key, (_MARGIN, page.height - key.height - _MARGIN // 2))
     return page
 
@@ -191,7 +202,13 @@ def confusion_picture(result: Result, path: Path) -> Path:
                 if share[row, column] >= 1 or row == column:
                     colour = "black" if share[row, column] > 55 else "white"
                     axes.text(
-                        column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour
+                        column,
+                        row,
+                        f"{share[row, column]:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color=colour,
                     )
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true class's pixels")
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""Evaluation protocols as data: everything between a checkpoint and its score, in one YAML file with a name."""
+"""Evaluation protocols as data: all that lies between a checkpoint and its score, in one named YAML file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Protocol as Shape
+from typing import Literal
+from typing import Protocol as Shape
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,10 +46,12 @@ class DatasetRule(BaseModel):
 
     background: Literal["none", "threshold", "words"] = Field(
         default="none",
-        description="none: every pixel gets a named class. threshold: label 0 where the best score is below `threshold`. "
-        "words: label 0 where one of `background_words` scores best.",
+        description="none: every pixel gets a named class. threshold: label 0 where the best score is below "
+        "`threshold`. words: label 0 where one of `background_words` scores best.",
     )
-    threshold: float | None = Field(default=None, gt=0, lt=1, description="score below which a pixel is background")
+    threshold: float | None = Field(
+        default=None, gt=0, lt=1, description="score below which a pixel is background"
+    )
     background_words: tuple[str, ...] = Field(default=(), description="phrases that stand for the background")
     classes: tuple[str | tuple[str, ...], ...] | None = Field(
         default=None,
@@ -79,23 +82,36 @@ class Protocol(BaseModel):
     name: str = Field(description="the file's name without its ending")
     about: str = Field(description="one sentence: where the protocol comes from")
     short_side: int | Literal["model"] = Field(description="length the shorter image side is resized to")
-    long_side_max: int | None = Field(default=2048, description="bound on the longer side; wins over `short_side`")
-    filter: Literal["bilinear", "bicubic"] = Field(default="bilinear", description="interpolation of the resize")
-    antialias: bool = Field(default=False, description="low-pass before shrinking; OpenCV's bilinear does not")
+    long_side_max: int | None = Field(
+        default=2048, description="bound on the longer side; wins over `short_side`"
+    )
+    filter: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="interpolation of the resize"
+    )
+    antialias: bool = Field(
+        default=False, description="low-pass before shrinking; OpenCV's bilinear does not"
+    )
     window: int | Literal["model"] = Field(description="side of the square windows the encoder sees")
     stride: int | Literal["window", "half"] = Field(description="step between windows")
-    normalisation: Literal["model"] = Field(default="model", description="mean and deviation the model was trained with")
-    templates: tuple[str, ...] = Field(min_length=1, description="sentences with {} in the place of the class name")
+    normalisation: Literal["model"] = Field(
+        default="model", description="mean and deviation the model was trained with"
+    )
+    templates: tuple[str, ...] = Field(
+        min_length=1, description="sentences with {} in the place of the class name"
+    )
     template_averaging: Literal["mean_then_normalise", "normalise_mean_normalise"] = Field(
-        default="mean_then_normalise", description="how the embeddings of one phrase under all templates become one"
+        default="mean_then_normalise",
+        description="how the embeddings of one phrase under all templates become one",
     )
     score: Literal["softmax", "softmax_times_top_k"] = Field(
         default="softmax",
-        description="softmax: of scale x cosine over the classes, for each center. softmax_times_top_k: that, times the "
-        "softmax over the `top_k` classes that fit the whole window best (0 for the others).",
+        description="softmax: of scale x cosine over the classes, for each center. softmax_times_top_k: that, "
+        "times the softmax over the `top_k` classes that fit the whole window best (0 for the others).",
     )
     top_k: int = Field(default=5, ge=1, description="classes kept for a window by softmax_times_top_k")
-    datasets: dict[str, DatasetRule] = Field(description="the rules for each data set the protocol is defined for")
+    datasets: dict[str, DatasetRule] = Field(
+        description="the rules for each data set the protocol is defined for"
+    )
 
     @field_validator("short_side", "window", "stride", "long_side_max")
     @classmethod
@@ -122,7 +138,8 @@ class Protocol(BaseModel):
         """The rule for ``dataset``; ValueError when the protocol does not define one."""
         if dataset not in self.datasets:
             raise ValueError(
-                f"protocol {self.name!r} says nothing about data set {dataset!r}{nearest(dataset, self.datasets)}; "
+                f"protocol {self.name!r} says nothing about data set {dataset!r}"
+                f"{nearest(dataset, self.datasets)}; "
                 f"it covers {', '.join(sorted(self.datasets)) or 'none'}"
             )
         return self.datasets[dataset]
@@ -131,8 +148,8 @@ class Protocol(BaseModel):
         """Sizes for one model.
 
         Raises:
-            ValueError: the window is no multiple of the patch size or larger than the short side, or the stride
-                would leave gaps.
+            ValueError: the window is no multiple of the patch size or larger than the short side, or the
+                stride would leave gaps.
         """
         short = model.image_size if self.short_side == "model" else self.short_side
         window = model.image_size if self.window == "model" else self.window
@@ -140,12 +157,15 @@ class Protocol(BaseModel):
         assert isinstance(stride, int)
         if window % model.patch_size:
             raise ValueError(
-                f"protocol {self.name!r}: window {window} is no multiple of the model's patch size {model.patch_size}"
+                f"protocol {self.name!r}: window {window} is no multiple of the model's patch size "
+                f"{model.patch_size}"
             )
         if window > short:
             raise ValueError(f"protocol {self.name!r}: window {window} is larger than the short side {short}")
         if stride > window:
-            raise ValueError(f"protocol {self.name!r}: stride {stride} above window {window} would skip pixels")
+            raise ValueError(
+                f"protocol {self.name!r}: stride {stride} above window {window} would skip pixels"
+            )
         return Geometry(
             short_side=short, long_side_max=self.long_side_max, window=window, stride=stride,
             filter=self.filter, antialias=self.antialias,
@@ -178,7 +198,8 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
             raise ValueError(f"protocol file {path} does not exist")
         return _parse(path.read_text(encoding="utf-8"), str(path))
     raise ValueError(
-        f"unknown protocol {text!r}{nearest(text, shipped)}; known: {', '.join(sorted(shipped))}, or the path of a .yaml file"
+        f"unknown protocol {text!r}{nearest(text, shipped)}; known: {', '.join(sorted(shipped))}, "
+        "or the path of a .yaml file"
     )
 
 
@@ -196,6 +217,8 @@ def _parse(text: str, where: str) -> Protocol:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = DatasetRule.model_fields if len(first["loc"]) > 1 else Protocol.model_fields
-            raise ValueError(f"{where}: unknown field {field!r}{nearest(str(first['loc'][-1]), known)}") from None
+            raise ValueError(
+                f"{where}: unknown field {field!r}{nearest(str(first['loc'][-1]), known)}"
+            ) from None
         got = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
         raise ValueError(f"{where}: field {field!r}: {first['msg']}{got}") from None

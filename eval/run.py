@@ -15,17 +15,29 @@ __all__ = ["build_parser", "main", "run"]
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="segclip-eval", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="export folder, run folder or segclip.bin")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="export folder, run folder or segclip.bin"
+    )
     parser.add_argument("--dataset", required=True, metavar="NAME", help="data set: scenes, voc21")
     parser.add_argument("--data-root", required=True, metavar="DIR", help="folder the data set lies in")
-    parser.add_argument("--protocol", metavar="NAME", help="name or YAML file (default: scenes for scenes, else segclip)")
+    parser.add_argument(
+        "--protocol", metavar="NAME", help="name or YAML file (default: scenes for scenes, else segclip)"
+    )
     parser.add_argument("--split", default="val", metavar="NAME", help="split file to read (default: val)")
     parser.add_argument("--out", metavar="DIR", help="folder for result.json and the pictures")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="windows a batch (default: 32)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--skip-broken", action="store_true", help="leave images out that do not read, and name them")
-    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="images on the page of overlays (default: 8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="windows a batch (default: 32)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave images out that do not read, and name them"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=8, metavar="N", help="images on the page of overlays (default: 8)"
+    )
     return parser
 
 
@@ -68,7 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
         written = [result.write(folder / "result.json")]
         from segclip.eval.pictures import write_pictures
 
-        written += write_pictures(folder, loaded.model, dataset, protocol, result, count=arguments.pictures).values()
+        written += write_pictures(
+            folder, loaded.model, dataset, protocol, result, count=arguments.pictures
+        ).values()
         for path in written:
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 0

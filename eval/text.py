@@ -42,7 +42,7 @@ def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
         ids = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
         if len(ids) > context_length:
             raise ValueError(
-                f"{text!r} has {len(ids)} tokens, but the model reads at most {context_length}; use shorter words"
+                f"{text!r} has {len(ids)} tokens, but the model reads at most {context_length}; use fewer words"
             )
         row[: len(ids)] = torch.tensor(ids)
     return rows
@@ -76,8 +76,8 @@ class TextBank:
         vocabulary = _tokenizer().vocab_size
         if model.config.vocab_size != vocabulary:
             raise ValueError(
-                f"the checkpoint has a vocabulary of {model.config.vocab_size} tokens, but CLIP's tokenizer has "
-                f"{vocabulary}: it was trained with another tokenizer"
+                f"the checkpoint has a vocabulary of {model.config.vocab_size} tokens, but CLIP's tokenizer "
+                f"has {vocabulary}: it was trained with another tokenizer"
             )
         self._model = model
         self._templates = tuple(templates)
@@ -102,7 +102,10 @@ class TextBank:
             tokens_NT = tokenize(texts, self._model.config.context_length)
             device = next(self._model.parameters()).device
             embed_NE = torch.cat(
-                [self._model.encode_text(part.to(device)).float() for part in tokens_NT.split(self._batch_size)]
+                [
+                    self._model.encode_text(part.to(device)).float()
+                    for part in tokens_NT.split(self._batch_size)
+                ]
             )
             embed_WKE = embed_NE.unflatten(0, (len(new), len(self._templates)))
             self._known.update(zip(new, average_templates(embed_WKE, self._averaging), strict=True))

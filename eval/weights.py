@@ -42,15 +42,17 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {name!r} here; {torch.cuda.device_count()} CUDA devices are visible")
+        raise ValueError(
+            f"there is no device {name!r} here; {torch.cuda.device_count()} CUDA devices are visible"
+        )
     return device
 
 
 def find_export(path: str | Path) -> Path:
     """The export folder or checkpoint file that ``path`` means.
 
-    ``path`` may be an export folder, a folder that holds one as ``export`` (a run's folder or one of its checkpoints),
-    or a released checkpoint file.
+    ``path`` may be an export folder, a folder that holds one as ``export`` (a run's folder or one of its
+    checkpoints), or a released checkpoint file.
 
     Raises:
         ValueError: there is nothing that can be loaded.
@@ -81,13 +83,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
 
 
 def default_protocol(card: dict[str, Any]) -> str:
-    """The protocol named in an export's card, if it is one that comes with the package; else the original's."""
+    """The protocol named in an export's card, if it is one that comes with the package; else ``photo``."""
     named = card.get("protocol")
-    return named if isinstance(named, str) and named in protocol_names() else "segclip"
+    return named if isinstance(named, str) and named in protocol_names() else "photo"
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of every parameter and buffer with its name, so the same weights have one hash in whatever file they lie."""
+    """Hash of all parameters and buffers with their names: the same for the same weights in any file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         assert isinstance(tensor, Tensor)
