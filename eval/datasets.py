@@ -23,13 +23,14 @@ IGNORE = 255
 
 VOC21_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its truth: ``image_HW3`` uint8; ``label_HW`` int64, ``IGNORE`` where nothing is asked."""
+    """One image with its truth: ``image_HW3`` uint8; ``label_HW`` int64, ``IGNORE`` where none is asked."""
 
     key: str
     image_HW3: NDArray[np.uint8]

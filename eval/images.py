@@ -84,8 +84,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_label(path: str | Path) -> NDArray[np.int64]:
-    """Class numbers int64 [H, W] of a label file: the indices of a palette image or the values of a grey one, never
-    colours.
+    """Class numbers int64 [H, W] of a label file: indices of a palette image or values of a grey one.
 
     Raises:
         ValueError: the file is missing, does not decode, or holds colours.

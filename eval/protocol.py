@@ -105,8 +105,8 @@ class Protocol(BaseModel):
     )
     score: Literal["softmax", "softmax_times_top_k"] = Field(
         default="softmax",
-        description="softmax: of scale x cosine over the classes, for each center. softmax_times_top_k: that, "
-        "times the softmax over the `top_k` classes that fit the whole window best (0 for the others).",
+        description="softmax: of scale x cosine over the classes, for each center. softmax_times_top_k: "
+        "that, times the softmax over the `top_k` classes that fit the whole window best (0 for others).",
     )
     top_k: int = Field(default=5, ge=1, description="classes kept for a window by softmax_times_top_k")
     datasets: dict[str, DatasetRule] = Field(

@@ -36,14 +36,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="segments", metavar="DIR", help="folder for what is written (default: segments)"
     )
-    parser.add_argument("--background", choices=["none", "threshold", "words"], default="none",
-                        help="what may stay unnamed: nothing; regions that fit no class well; regions that fit common "
-                        "background words best (default: none)")  # fmt: skip
+    parser.add_argument(
+        "--background",
+        choices=["none", "threshold", "words"],
+        default="none",
+        help="what may stay unnamed: nothing; regions that fit no class well; regions that fit common "
+        "background words best (default: none)",
+    )
     parser.add_argument(
         "--threshold", type=float, metavar="X", help="for --background threshold (default: 0.5)"
     )
-    parser.add_argument("--protocol", metavar="NAME",
-                        help="name or YAML file (default: the one the checkpoint was exported with, else photo)")  # fmt: skip
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="name or YAML file (default: the one the checkpoint was exported with, else photo)",
+    )
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
     )

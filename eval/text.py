@@ -42,7 +42,7 @@ def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
         ids = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
         if len(ids) > context_length:
             raise ValueError(
-                f"{text!r} has {len(ids)} tokens, but the model reads at most {context_length}; use fewer words"
+                f"{text!r} has {len(ids)} tokens, but the model reads only {context_length}; use fewer words"
             )
         row[: len(ids)] = torch.tensor(ids)
     return rows
