@@ -25,7 +25,7 @@ def export_checkpoint(checkpoint: Path, config: RunConfig, folder: Path) -> Path
     state = full_state(checkpoint, config.zero.stage)
     # The engine trains scalars as tensors of one element.
     model.load_state_dict({name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()})
-    export(model, folder)
+    export(model, folder, {"run": config.name, "protocol": config.evaluation.protocol})
     return folder
 
 

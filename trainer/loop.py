@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import subprocess
@@ -23,7 +24,7 @@ from segclip.trainer.distributed import Ranks, agreed, broadcast
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import export_checkpoint
 from segclip.trainer.progress import ProgressLine
-from segclip.trainer.scoring import score
+from segclip.trainer.scoring import check_evaluation, score
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.tracking import Tracker
 
@@ -45,6 +46,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     latest = broadcast(find_latest(run_dir))
     if latest is not None:
         agreed(ranks, lambda: check_resumable(config, latest))
+    agreed(ranks, lambda: check_evaluation(config.evaluation))
     if ranks.device.type == "cpu":
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
@@ -64,14 +66,21 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
     status = "FAILED"
     try:
+        begin = time.perf_counter()
         _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml)
+        seconds = time.perf_counter() - begin
         final = find_latest(run_dir)
         if ranks.is_first:
             assert final is not None
             export = export_checkpoint(final, config, run_dir / "export")
             print(f"exported {export}", flush=True)
+            samples = (config.train.steps - first_step) * config.train.global_batch
+            summary = {"step": config.train.steps, "seconds": seconds, "samples_per_second": samples / seconds}
             if config.evaluation.dataset is not None:
-                score(config, export, tracker)
+                summary["miou"] = score(
+                    config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker
+                )
+            (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         status = "FINISHED"
         dist.barrier()
     finally:
@@ -139,6 +148,8 @@ def _run_steps(
             waited = 0.0
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
+                with open(Path(config.run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **metrics}) + "\n")
             if tracker is not None:
                 tracker.metrics(metrics, step)
             _check_finite(metrics, step, config.run_dir)

@@ -1,0 +1,44 @@
+#!/bin/sh
+# Makes $VENV and installs the project with all it needs. Called by the Makefile; safe to run again.
+set -eu
+start=$(date +%s)
+say() { echo "setup: $*"; }
+
+# fast-slic has no wheels; without a compiler the project falls back to scikit-image.
+build_fast_slic() {
+    uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation fast-slic==0.4.0 ||
+        say "fast-slic did not build (is there a C++ compiler?); scikit-image will compute superpixels, about 15 times slower"
+}
+
+# Built now rather than by the first training run, where both ranks would wait for it.
+build_collectives() {
+    "$VENV/bin/python" -c "
+from deepspeed.accelerator import get_accelerator
+builder = get_accelerator().create_op_builder('ShareMemCommBuilder')
+if builder is not None and builder.is_compatible():
+    builder.load(verbose=False)
+" >/dev/null 2>&1 || say "DeepSpeed's shared-memory collectives did not build; ranks on this machine will use gloo alone"
+}
+
+if [ ! -x "$VENV/bin/python" ]; then
+    say "making $VENV"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+    "$PYTHON" -m venv "$VENV"
+fi
+PATH="$PWD/$VENV/bin:$PATH"
+export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"
+
+say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, a minute or two)"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
+uv pip install --quiet --python "$VENV/bin/python" "cython<3" "setuptools>=77" wheel numpy
+uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip -e ".[dev]"
+
+say "compiling fast-slic and DeepSpeed's CPU collectives"
+build_collectives &
+build_fast_slic
+wait
+
+seconds=$(($(date +%s) - start))
+echo "$seconds" >"$VENV/install_seconds"
+touch "$VENV/.installed"
+say "done in $seconds s"

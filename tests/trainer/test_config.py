@@ -1,0 +1,90 @@
+"""The configuration is refused with the name, the value and the remedy, or taken whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segclip.trainer.config import flatten, load_run_config, save_run_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    config = load_run_config(path)
+    assert config.model.image_size == config.data.image_size
+    assert config.data.words <= config.model.context_length
+
+
+def test_overrides() -> None:
+    config = load_run_config(QUICKSTART, ["train.steps=7", "optimizer.lr=2e-4", "zero.stage=3", "name=other", "evaluation.dataset=null"])
+    assert (config.train.steps, config.optimizer.lr, config.zero.stage, config.name) == (7, 2e-4, 3, "other")
+    assert config.evaluation.dataset is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.centres=4", ["model.centres", "did you mean 'centers'"]),
+        ("trian.steps=4", ["trian", "did you mean 'train'"]),
+        ("zero.stagee=1", ["zero.stagee", "did you mean 'stage'"]),
+        ("data.superpixels.segmnts=9", ["data.superpixels.segmnts", "segments"]),
+        ("train.steps=many", ["train.steps", "'many'"]),
+        ("train.steps=0", ["train.steps", "0", "greater than 0"]),
+        ("zero.stage=4", ["zero.stage", "4"]),
+        ("train.precision=fp8", ["train.precision", "fp8", "bf16"]),
+        ("model.patch_size=7", ["patch_size", "7"]),
+        ("train.steps", ["train.steps", "section.key=value"]),
+        ("name.first=a", ["name", "not a section"]),
+        ("train.steps=[", ["not valid YAML"]),
+    ],
+)
+def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as refused:
+        load_run_config(QUICKSTART, [override])
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_missing_file_names_those_beside_it() -> None:
+    with pytest.raises(ValueError, match=r"quickstrat\.yaml.*quickstart\.yaml"):
+        load_run_config(QUICKSTART.with_name("quickstrat.yaml"))
+
+
+def test_missing_section(tmp_path: Path) -> None:
+    tree = yaml.safe_load(QUICKSTART.read_text())
+    del tree["optimizer"]
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ValueError, match="'optimizer' is missing"):
+        load_run_config(path)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), ("- a\n", "mapping"), ("", "mapping")])
+def test_not_a_configuration(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_run_config(path)
+
+
+def test_yaml_tags_run_no_code(tmp_path: Path) -> None:
+    path, marker = tmp_path / "a.yaml", tmp_path / "marker"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {marker}']\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_run_config(path)
+    assert not marker.exists()
+
+
+def test_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_run_config(QUICKSTART)
+    save_run_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path / "config.yaml") == config
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}

@@ -1,0 +1,211 @@
+"""``make quickstart``: the whole system in miniature, by the commands a user would type.
+
+Writes captioned scenes as shards, trains on two processes through DeepSpeed, scores the result with the standalone
+evaluation, draws a page of pictures and sums up in ``summary.json``. With ``--store s3`` the shards lie on a real S3
+server on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from segclip.console import UserError, cli
+from segclip.trainer.progress import duration
+
+__all__ = ["Summary", "main"]
+
+CONFIG = "configs/quickstart.yaml"
+TRAINING_SCENES, TRAINING_SCENES_SEED = 60_000, 1
+# Scenes for the score come from a seed that nothing was ever chosen by.
+HELD_OUT_SCENES, HELD_OUT_SEED = 500, 90_001
+TARGETS = {"miou": (">=", 0.50), "minutes_training": ("<=", 5.0), "minutes_total": ("<=", 12.0)}
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the quickstart measured. Minutes are wall-clock time; the total includes the installation."""
+
+    miou: float
+    miou_untrained: float
+    minutes_install: float
+    minutes_data: float
+    minutes_training: float
+    minutes_evaluation: float
+    minutes_total: float
+    samples_per_second: float
+
+
+class _Stopwatch:
+    """Minutes of each named part."""
+
+    def __init__(self) -> None:
+        self.minutes: dict[str, float] = {}
+
+    def run(self, name: str, title: str, work: Callable[[], Value]) -> Value:
+        print(f"\n== {title}", flush=True)
+        begin = time.perf_counter()
+        value = work()
+        seconds = time.perf_counter() - begin
+        self.minutes[name] = self.minutes.get(name, 0.0) + seconds / 60
+        print(f"-- {duration(seconds)}", flush=True)
+        return value
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m segclip.trainer.quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--store", choices=("file", "s3"), default="file", help="where the shards lie while training reads them")
+    parser.add_argument("--s3-port", type=int, help="port of the S3 server (default: a free one)")
+    parser.add_argument("--run-dir", default="runs/quickstart", help="folder for everything that is written")
+    parser.add_argument("--scenes", type=int, default=TRAINING_SCENES, help="training scenes to draw")
+    parser.add_argument("--processes", type=int, default=2, help="training processes")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"settings that replace those of {CONFIG}")
+    cli(_run, parser, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if not Path(CONFIG).is_file():
+        raise ValueError(f"{CONFIG} is not here: run the quickstart in the folder of the checkout")
+    root = Path(arguments.run_dir)
+    run_dir, data = root / "train", root / "data"
+    if root.exists():
+        print(f"removing {root}, left by an earlier quickstart", flush=True)
+        shutil.rmtree(root)
+    watch = _Stopwatch()
+
+    def draw() -> None:
+        _call("segclip-shards", "scenes", "--out", data / "train", "--count", arguments.scenes, "--seed", TRAINING_SCENES_SEED)
+        _call("segclip-shards", "scenes-voc", "--out", data / "eval", "--count", HELD_OUT_SCENES, "--seed", HELD_OUT_SEED)
+        _call("segclip-shards", "show", data / "train", "--out", root / "scenes.png")
+
+    watch.run("data", "Captioned scenes: shards to train on, a held-out set to score on", draw)
+
+    with _shards(arguments.store, arguments.s3_port, data / "train", root / "s3", watch) as (url, environment):
+
+        def train() -> None:
+            _call(
+                "deepspeed", "--num_accelerators", arguments.processes, "trainer/run.py", "--config", CONFIG,
+                f"run_dir={run_dir}", f"data.shards={url}", f"evaluation.data_root={data / 'eval'}", *arguments.overrides,
+                environment=environment,
+            )  # fmt: skip
+
+        watch.run("training", f"Training on {arguments.processes} processes", train)
+
+    def score() -> tuple[float, float]:
+        _export_untrained(run_dir / "config.yaml", root / "untrained")
+        untrained = _evaluate(root / "untrained", data / "eval", root / "evaluation-untrained", pictures=0)
+        return _evaluate(run_dir / "export", data / "eval", root / "evaluation", pictures=8), untrained
+
+    miou, untrained = watch.run("evaluation", "Scoring, before and after training", score)
+    trained = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    install = _install_minutes()
+    summary = Summary(
+        miou=miou,
+        miou_untrained=untrained,
+        minutes_install=install,
+        minutes_data=watch.minutes["data"],
+        minutes_training=watch.minutes["training"],
+        minutes_evaluation=watch.minutes["evaluation"],
+        minutes_total=install + sum(watch.minutes.values()),
+        samples_per_second=trained["samples_per_second"],
+    )
+    (root / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    _report(summary, root, run_dir)
+    return 0
+
+
+@contextmanager
+def _shards(
+    store: str, port: int | None, local: Path, server_folder: Path, watch: _Stopwatch
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """URL of the training shards, and the variables that a process needs to read them."""
+    if store == "file":
+        yield local.resolve().as_uri(), {}
+        return
+    from segclip.data_pipelines.s3_server import s3_server
+
+    with s3_server(server_folder, port=port) as server:
+        url = f"{server.url}/scenes"
+
+        def upload() -> None:
+            _call("segclip-shards", "upload", local, url, environment=server.environment)
+
+        watch.run("data", f"S3 server on {server.endpoint}: uploading the shards to {url}", upload)
+        yield url, server.environment
+    print("S3 server stopped", flush=True)
+
+
+def _call(*command: object, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command as a user would, showing it first.
+
+    Raises:
+        UserError: it failed; it has said why.
+    """
+    words = [str(word) for word in command]
+    print(f"$ {' '.join(words)}", flush=True)
+    # The commands of this environment, whether or not it is activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(words, env={**os.environ, "PATH": path, **(environment or {})}, check=False)
+    if done.returncode:
+        raise UserError(f"{words[0]} ended with exit code {done.returncode}; its message is above")
+
+
+def _export_untrained(config_file: Path, folder: Path) -> None:
+    """The network as it is before the first step."""
+    import torch
+
+    from segclip.models.checkpoint import export
+    from segclip.models.segclip import SegCLIP
+    from segclip.trainer.config import load_run_config
+
+    config = load_run_config(config_file)
+    torch.manual_seed(config.seed)
+    export(SegCLIP(config.model), folder)
+
+
+def _evaluate(checkpoint: Path, data_root: Path, out: Path, pictures: int) -> float:
+    _call(
+        "segclip-eval", "--checkpoint", checkpoint, "--dataset", "scenes", "--data-root", data_root, "--out", out,
+        "--pictures", pictures,
+    )  # fmt: skip
+    return float(json.loads((out / "result.json").read_text(encoding="utf-8"))["miou"])
+
+
+def _install_minutes() -> float:
+    """Minutes that ``make`` took to install this environment; 0 if something else made it."""
+    record = Path(sys.prefix) / "install_seconds"
+    return float(record.read_text()) / 60 if record.is_file() else 0.0
+
+
+def _report(summary: Summary, root: Path, run_dir: Path) -> None:
+    table = Table(title="Quickstart", title_justify="left")
+    for column in ("figure", "value", "target", ""):
+        table.add_column(column, justify="right" if column in ("value", "target") else "left")
+    for name, value in asdict(summary).items():
+        sign, bound = TARGETS.get(name, ("", 0.0))
+        holds = value >= bound if sign == ">=" else value <= bound
+        table.add_row(name, f"{value:,.3f}", f"{sign} {bound:g}" if sign else "", ("holds" if holds else "MISSED") if sign else "")
+    Console().print(table)
+    print(f"pictures   {root / 'evaluation'}\nscenes     {root / 'scenes.png'}\nsummary    {root / 'summary.json'}")
+    print(f"MLflow     mlflow ui --backend-store-uri sqlite:///{run_dir / 'mlflow.db'}")
+    print(f'your words segclip-segment IMAGE --checkpoint {run_dir / "export"} --classes "red circle" sand')
+
+
+if __name__ == "__main__":
+    main()
