@@ -1,7 +1,7 @@
 """The network's own operations, one file each, as pure functions on tensors.
 
-Every file opens with the formula it computes and holds ``<op>_reference`` (plain torch, the definition) and the
-dispatcher ``<op>`` that the network calls.
+Every file opens with the formula it computes and holds ``<op>_reference`` (plain torch, the definition) and
+the dispatcher ``<op>`` that the network calls.
 """
 
 from segclip.kernels.contrastive import contrastive_loss

@@ -1,16 +1,17 @@
 """Contrastive loss of images and texts over the batch of a whole process group.
 
     u, w    = image and text features, each row divided by its length
-    a[i, j] = s * u[i] . w[j]                                     (s temperature, already exponentiated and clamped)
+    a[i, j] = s * u[i] . w[j]                             (s temperature, already exponentiated and clamped)
     loss    = 1/2 * mean_i ( -log softmax_j a[i, j] at j = i )    images look for their text among all texts
             + 1/2 * mean_i ( -log softmax_j a[j, i] at j = i )    texts look for their image among all images
 
-Shapes: features [B, E] on each of W ranks, N = W * B columns; rank r owns rows r * B ... (r + 1) * B - 1 of the global
-batch. Each rank computes its own rows against all columns, so no rank holds the N x N matrix. Everything in float32.
+Shapes: features [B, E] on each of W ranks, N = W * B columns; rank r owns rows r * B ... (r + 1) * B - 1 of
+the global batch. Each rank computes its own rows against all columns, so no rank holds the N x N matrix.
+Everything in float32.
 
-Gradients: gathering is differentiable, so a rank's features receive gradients from the losses of all ranks. The
-gradient with respect to parameters, *averaged* over ranks (what DistributedDataParallel and DeepSpeed do), is that of
-the mean loss of the global batch.
+Gradients: gathering is differentiable, so a rank's features receive gradients from the losses of all ranks.
+The gradient with respect to parameters, *averaged* over ranks (what DistributedDataParallel and DeepSpeed
+do), is that of the mean loss of the global batch.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows_BE: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Rows of all ranks of ``group``, [W * B, E] in rank order, differentiable. All ranks must pass the same B."""
+    """Rows of all ranks of ``group``, [W * B, E] in rank order, differentiable; all must pass the same B."""
     gathered: Tensor = _GatherRows.apply(rows_BE, group)
     return gathered
 
@@ -83,7 +84,9 @@ def contrastive_loss(
     expected = (image_BE.shape[0], image_BE.shape[0] * world)
     for name, exclude in (("exclude_BN", exclude_BN), ("exclude_text_BN", exclude_text_BN)):
         if exclude is not None and (exclude.dtype != torch.bool or exclude.shape != expected):
-            raise ValueError(f"{name} must be bool {list(expected)}, got {exclude.dtype} {list(exclude.shape)}")
+            raise ValueError(
+                f"{name} must be bool {list(expected)}, got {exclude.dtype} {list(exclude.shape)}"
+            )
     return contrastive_loss_reference(
         image_BE, text_BE, logit_scale, group=group, exclude_BN=exclude_BN, exclude_text_BN=exclude_text_BN
     )

@@ -1,7 +1,7 @@
 """Around the reconstruction decoder: put tokens back in their places, and compare predicted with true pixels.
 
-``unshuffle``: the decoder sees one sequence of N places in image order. Place n takes visible token r[n], or the mask
-token where r[n] points behind the visible ones, plus the position of place n:
+``unshuffle``: the decoder sees one sequence of N places in image order. Place n takes visible token r[n], or
+the mask token where r[n] points behind the visible ones, plus the position of place n:
 
     x[b, n] = (tokens[b, r[b, n]] if r[b, n] < K else mask_token) + positions[n]
 
@@ -11,9 +11,9 @@ Shapes: tokens [B, K, D], r [B, N] int64, mask_token [D], positions [N, D], x [B
 
     loss = 1 / (B M 3 p^2) * sum (prediction[b, m] - pixels(image[b], patch masked[b, m]))^2
 
-Shapes: prediction [B, M, p * p * 3], image [B, 3, H, W] uint8 or float, masked [B, M] int64 patch numbers in row order.
-The pixels of a patch are ordered (row, column, channel). uint8 images are normalised here: (x / 255 - mean) / std;
-float images are taken as already normalised. The loss is float32.
+Shapes: prediction [B, M, p * p * 3], image [B, 3, H, W] uint8 or float, masked [B, M] int64 patch numbers in
+row order. The pixels of a patch are ordered (row, column, channel). uint8 images are normalised here:
+(x / 255 - mean) / std; float images are taken as already normalised. The loss is float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["masked_pixel_loss", "masked_pixel_loss_reference", "patch_pixels", "unshuffle", "unshuffle_reference"]
+__all__ = [
+    "masked_pixel_loss",
+    "masked_pixel_loss_reference",
+    "patch_pixels",
+    "unshuffle",
+    "unshuffle_reference",
+]
 
 
 def unshuffle(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, positions_ND: Tensor) -> Tensor:
@@ -44,7 +50,9 @@ def unshuffle(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, posi
     return unshuffle_reference(tokens_BKD, restore_BN, mask_token_D, positions_ND)
 
 
-def unshuffle_reference(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, positions_ND: Tensor) -> Tensor:
+def unshuffle_reference(
+    tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, positions_ND: Tensor
+) -> Tensor:
     """Plain torch definition of ``unshuffle``."""
     batch, visible, width = tokens_BKD.shape
     gaps = restore_BN.shape[1] - visible
@@ -97,7 +105,7 @@ def masked_pixel_loss_reference(
 
 
 def patch_pixels(images_BCHW: Tensor, patch_size: int) -> Tensor:
-    """Pixels of each patch, [B, L, p * p * C], patches in row order, pixels in (row, column, channel) order."""
+    """Pixels of each patch, [B, L, p * p * C]: patches in row order, pixels by (row, column, channel)."""
     batch, channels, height, width = images_BCHW.shape
     rows, columns = height // patch_size, width // patch_size
     return (

@@ -5,11 +5,12 @@
     h[g, l] = 1 if g = argmax_g y[g, l] else 0                   (backward: as if h were y)
     r[g]    = sum_l h[g, l] v[l] / max(sum_l h[g, l], 1)
 
-Shapes: q [B, G, C], k and v [B, L, C], n, a, h [B, G, L], r [B, G, C]. B batch, G centers, L patches, C width.
+Shapes: q [B, G, C], k and v [B, L, C], n, a, h [B, G, L], r [B, G, C]. B batch, G centers, L patches,
+C width.
 Types: q, k, v in float32 or bfloat16; a, n, y, h in float32, sums in float32; r in the type of v.
 
-The gradient of h reaches r both through the sum and through the count; ``clamp_min`` lets it through at a count of
-exactly one and stops it at a count of zero, where r is zero.
+The gradient of h reaches r both through the sum and through the count; ``clamp_min`` lets it through at a
+count of exactly one and stops it at a count of zero, where r is zero.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["GumbelKey", "PatchAssignment", "patch_assignment", "patch_assignment
 class GumbelKey(NamedTuple):
     """Names Gumbel noise instead of holding it: sample b draws its G * L numbers at ``positions_B[b]``.
 
-    Element (g, l) is number ``g * L + l`` of ``segclip.keyed_random.gumbel(seed, purpose, positions_B, G * L)``.
+    Element (g, l) is number ``g * L + l`` of those that ``segclip.keyed_random.gumbel`` draws for a sample.
     """
 
     seed: int
@@ -47,7 +48,7 @@ class PatchAssignment(NamedTuple):
 
     @property
     def soft_BGL(self) -> Tensor:
-        """Softmax of the logits over centers, without noise or temperature: what segmentation maps are made of."""
+        """Softmax of the logits over centers, without noise or temperature: for segmentation maps."""
         return self.logits_BGL.softmax(dim=1)
 
 
@@ -95,7 +96,8 @@ def patch_assignment_reference(
     soft_BGL = noisy_BGL.softmax(dim=1)
     winner_B1L = soft_BGL.detach().argmax(dim=1, keepdim=True)
     one_hot_BGL = torch.zeros_like(soft_BGL).scatter_(1, winner_B1L, 1.0)
-    # soft - soft.detach() is exactly zero, so the value stays exactly 0 or 1 while the gradient is the softmax's.
+    # soft - soft.detach() is exactly zero, so the value stays exactly 0 or 1 while the gradient is the
+    # softmax's.
     hard_BGL = one_hot_BGL + (soft_BGL - soft_BGL.detach())
     count_BG1 = hard_BGL.sum(dim=2, keepdim=True).clamp_min(1.0)
     regions_BGC = (hard_BGL @ value_BLC.to(compute)) / count_BG1
@@ -125,5 +127,6 @@ def _check(query_BGC: Tensor, key_BLC: Tensor, value_BLC: Tensor, noise: Tensor 
             )
     elif noise is not None and noise.shape != (batch, centers, key_BLC.shape[1]):
         raise ValueError(
-            f"noise of patch_assignment must be [{batch}, {centers}, {key_BLC.shape[1]}], got {list(noise.shape)}"
+            f"noise of patch_assignment must be [{batch}, {centers}, {key_BLC.shape[1]}], "
+            f"got {list(noise.shape)}"
         )

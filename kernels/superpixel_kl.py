@@ -4,8 +4,9 @@
     p, s  = softmax over g of h[l], of m[l]             (softmax on top of the one-hot values)
     loss  = 1 / (2 B L G) * sum_{b, l, g} (s - p) (log s - log p)
 
-Shapes: h [B, G, L] assignment, ids [B, L] integers of any value, compared within an image only. B batch, G centers,
-L patches. Everything in float32. The divergence is the mean of KL(s || p) and KL(p || s); neither side is detached.
+Shapes: h [B, G, L] assignment, ids [B, L] integers of any value, compared within an image only. B batch, G
+centers, L patches. Everything in float32. The divergence is the mean of KL(s || p) and KL(p || s); neither
+side is detached.
 """
 
 from __future__ import annotations

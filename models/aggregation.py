@@ -60,7 +60,8 @@ class PatchAggregation(nn.Module):
 
         Args:
             patches_BLC: tokens of the first stage.
-            noise: Gumbel noise [B, G, L] or its key in training; None in evaluation (then no temperature either).
+            noise: Gumbel noise [B, G, L] or its key in training; None in evaluation (then no temperature
+                either).
         """
         query_BGC = self.centers.expand(patches_BLC.shape[0], -1, -1)
         for block in self.cross_blocks:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 __all__ = ["MultiheadAttention", "SelfAttention", "attend"]
 
-# Up to this many scores a head, plain products are at least as fast as the fused kernel on a CPU, forward and backward
-# together; beyond, the fused kernel is as fast and does not keep the scores.
+# Up to this many scores a head, plain products are at least as fast as the fused kernel on a CPU, forward and
+# backward together; beyond, the fused kernel is as fast and does not keep the scores.
 PLAIN_SCORES_CPU = 128 * 128
 
 
@@ -52,7 +52,7 @@ def attend(query_BHQD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, mask_QS: Te
     return out_BHQD.transpose(1, 2).reshape(batch, queries, heads * width)
 
 
-class SelfAttention(Attention):  # type: ignore[misc]  # timm is untyped here
+class SelfAttention(Attention):
     """timm's ``Attention`` with its parameters, computed by ``attend``."""
 
     def forward(self, x_BLC: Tensor) -> Tensor:
@@ -65,7 +65,8 @@ class SelfAttention(Attention):  # type: ignore[misc]  # timm is untyped here
 class MultiheadAttention(nn.MultiheadAttention):
     """torch's ``nn.MultiheadAttention`` (batch first) with its parameters, computed by ``attend``.
 
-    Serves open_clip's text blocks, whose way of calling it this keeps, and the cross-attention of the centers.
+    Serves open_clip's text blocks, whose way of calling it this keeps, and the cross-attention of the
+    centers.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -79,7 +80,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        assert not need_weights and self.in_proj_bias is not None
+        assert not need_weights, "attention weights are never formed"
+        assert self.in_proj_bias is not None
         if key_BSC is not value_BSC:
             raise ValueError("keys and values must be the same tensor")
         width = self.embed_dim
@@ -87,7 +89,9 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value = F.linear(query_BQC, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             query = F.linear(query_BQC, self.in_proj_weight[:width], self.in_proj_bias[:width])
-            key, value = F.linear(key_BSC, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+            key, value = F.linear(key_BSC, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(
+                2, dim=-1
+            )
         heads = (self._heads(query), self._heads(key), self._heads(value))
         return self.out_proj(attend(*heads, mask_QS=attn_mask)), None
 

@@ -5,42 +5,36 @@ Shape letters: B batch, C width, G centers, L tokens, S = G + L.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segclip.models.attention import MultiheadAttention, SelfAttention
+from segclip.models.mlp import quick_gelu_mlp
 
 __all__ = ["ENCODER_EPS", "Block", "CrossBlock", "run_block"]
 
 ENCODER_EPS = 1e-5
 
 
-class Block(TimmBlock):  # type: ignore[misc]  # timm is untyped here
-    """timm's pre-norm block with CLIP's activation by default; a sample may skip its branches (drop path)."""
+class Block(TimmBlock):
+    """timm's pre-norm block; a sample may skip its branches (drop path)."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        activation: Callable[..., nn.Module] = QuickGELU,
-        eps: float = ENCODER_EPS,
-    ) -> None:
+    def __init__(self, width: int, heads: int, eps: float, quick: bool) -> None:
+        """
+        Args:
+            eps: of the norms.
+            quick: QuickGELU, as in CLIP; otherwise exact GELU.
+        """
         super().__init__(
-            width,
-            heads,
-            qkv_bias=True,
-            act_layer=activation,
-            norm_layer=partial(nn.LayerNorm, eps=eps),
-            attn_layer=SelfAttention,
+            width, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=eps), attn_layer=SelfAttention
         )
+        if quick:
+            self.mlp = quick_gelu_mlp(width)
 
     def forward(self, x_BLC: Tensor, keep_B2: Tensor | None = None) -> Tensor:
         """One block.
@@ -58,7 +52,7 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm is untyped here
 
 
 class CrossBlock(nn.Module):
-    """Centers attend to themselves and the patches of the same image, then pass a perceptron; both residual."""
+    """Centers attend to themselves and the patches of their image, then pass a perceptron; both residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -66,9 +60,7 @@ class CrossBlock(nn.Module):
         self.norm_key = nn.LayerNorm(width, eps=ENCODER_EPS)
         self.attn = MultiheadAttention(width, heads)
         self.norm_mlp = nn.LayerNorm(width, eps=ENCODER_EPS)
-        self.mlp = nn.Sequential(
-            OrderedDict(fc1=nn.Linear(width, 4 * width), act=QuickGELU(), fc2=nn.Linear(4 * width, width))
-        )
+        self.mlp = quick_gelu_mlp(width)
 
     def forward(self, centers_BGC: Tensor, patches_BLC: Tensor) -> Tensor:
         """Centers [B, G, C] after one look at the patches [B, L, C]."""
@@ -79,7 +71,8 @@ class CrossBlock(nn.Module):
 
 
 def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
-    """``block(*inputs)``; with ``recompute`` its inside is computed again in the backward pass instead of kept.
+    """``block(*inputs)``; with ``recompute`` its inside is computed again in the backward pass instead of
+    kept.
 
     No random state is saved for the second run: nothing in a block draws random numbers.
     """

@@ -1,6 +1,7 @@
 """Networks from files and back: our export folder, and the checkpoints that SegCLIP's authors released.
 
-Pickle files are read with ``weights_only=True`` alone: they can hold tensors and plain containers, never code.
+Pickle files are read with ``weights_only=True`` alone: they can hold tensors and plain containers, never
+code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "export", "infer_config", "load", "loa
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-# Heads of the original's encoders are this wide; tensors do not tell the number of heads.
+# Heads of the original's text tower are this wide; tensors do not tell their number.
 RELEASED_HEAD_WIDTH = 64
 _SHOWN = 8
 
@@ -34,10 +35,10 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
     """A network from our export folder or from a released checkpoint, in evaluation mode.
 
     Args:
-        path: folder with ``model.safetensors`` and ``config.json``, or a released checkpoint file (``segclip.bin``),
-            whose sizes are inferred from its tensors.
-        strict: refuse missing and unexpected parameters; otherwise take those that fit by name. Shapes that differ
-            are refused in either case.
+        path: folder with ``model.safetensors`` and ``config.json``, or a released checkpoint file
+            (``segclip.bin``), whose sizes are inferred from its tensors.
+        strict: refuse missing and unexpected parameters; otherwise take those that fit by name. Shapes that
+            differ are refused in either case.
         device: where to put the network.
 
     Raises:
@@ -53,7 +54,8 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
         tensors = from_released(tensors)
     else:
         raise FileNotFoundError(
-            f"no checkpoint at {path}: give an export folder ({WEIGHTS_FILE} and {CONFIG_FILE}) or a checkpoint file"
+            f"no checkpoint at {path}: give an export folder ({WEIGHTS_FILE} and {CONFIG_FILE}) "
+            "or a checkpoint file"
         )
     model = SegCLIP(config)
     load_tensors(model, tensors, strict=strict, source=str(path))
@@ -92,16 +94,23 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
     Args:
         model: any network of ours, with whole (not partitioned) parameters.
         folder: made if it is not there.
-        card_fields: anything JSON can hold that belongs to the weights, kept in ``config.json`` beside the model.
+        card_fields: anything JSON can hold that belongs to the weights, kept in ``config.json`` beside the
+            model.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    content = {"format": "segclip", "model": model.config.model_dump(mode="json"), "card": dict(card_fields or {})}
+    content = {
+        "format": "segclip",
+        "model": model.config.model_dump(mode="json"),
+        "card": dict(card_fields or {}),
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -109,8 +118,8 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
 def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """Sizes of a network from the tensors of a released checkpoint (under released names).
 
-    What tensors do not tell is taken as in the original: heads of width 64, 8 decoder heads, 75 % masked, temperature
-    0.9.
+    What tensors do not tell is taken as in the original: text heads of width 64, 8 decoder heads, 75 % masked,
+    temperature 0.9.
 
     Raises:
         ValueError: a tensor that tells a size is not there.
@@ -138,26 +147,28 @@ def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     context_length = shape("clip.positional_embedding")[0]
     first_stage_layers = blocks(f"{transformer}.layers0.")
     text_mask = "seq_mae_decoder.decoder_pos_embed"
-    return ModelConfig(
-        image_size=side * patch_size,
-        patch_size=patch_size,
-        vision_width=vision_width,
-        vision_heads=max(vision_width // RELEASED_HEAD_WIDTH, 1),
-        vision_layers=first_stage_layers + blocks(f"{transformer}.layers2."),
-        first_stage_layers=first_stage_layers,
-        centers=shape(f"{transformer}.semantic_layer2.semantic_center")[0],
-        center_layers=blocks(f"{transformer}.semantic_layer2.cross_att."),
-        embed_dim=embed_dim,
-        text_width=text_width,
-        text_heads=max(text_width // RELEASED_HEAD_WIDTH, 1),
-        text_layers=blocks("clip.transformer.resblocks."),
-        context_length=context_length,
-        vocab_size=shape("clip.token_embedding.weight")[0],
-        decoder_depth=blocks("vis_mae_decoder.decoder_blocks."),
-        text_reconstruction=text_mask in tensors,
-        text_decoder_words=shape(text_mask)[1] if text_mask in tensors else context_length,
-        text_decoder_depth=blocks("seq_mae_decoder.decoder_blocks.") if text_mask in tensors else 3,
-    )
+    sizes: dict[str, Any] = {
+        "image_size": side * patch_size,
+        "patch_size": patch_size,
+        "vision_width": vision_width,
+        # The grouped convolutions of the aggregation have a group for each head.
+        "vision_heads": vision_width // shape(f"{transformer}.semantic_layer2.k_conv.weight")[1],
+        "vision_layers": first_stage_layers + blocks(f"{transformer}.layers2."),
+        "first_stage_layers": first_stage_layers,
+        "centers": shape(f"{transformer}.semantic_layer2.semantic_center")[0],
+        "center_layers": blocks(f"{transformer}.semantic_layer2.cross_att."),
+        "embed_dim": embed_dim,
+        "text_width": text_width,
+        "text_heads": max(text_width // RELEASED_HEAD_WIDTH, 1),
+        "text_layers": blocks("clip.transformer.resblocks."),
+        "context_length": context_length,
+        "vocab_size": shape("clip.token_embedding.weight")[0],
+        "decoder_depth": blocks("vis_mae_decoder.decoder_blocks."),
+        "text_reconstruction": text_mask in tensors,
+        "text_decoder_words": shape(text_mask)[1] if text_mask in tensors else context_length,
+        "text_decoder_depth": blocks("seq_mae_decoder.decoder_blocks.") if text_mask in tensors else 3,
+    }
+    return ModelConfig(**sizes)
 
 
 def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -168,7 +179,9 @@ def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config = ModelConfig.model_validate(content["model"])
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, ValidationError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is not the configuration of a SegCLIP export: {error}") from error
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is not the configuration of a SegCLIP export: {error}"
+        ) from error
     try:
         return config, load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
@@ -177,25 +190,34 @@ def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def _read_released(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is a weights file alone: give the folder that holds it and its {CONFIG_FILE}")
+        raise ValueError(
+            f"{path} is a weights file alone: give the folder that holds it and its {CONFIG_FILE}"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is not a checkpoint of plain tensors, and nothing else is read: {error}") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of plain tensors, and nothing else is read: {error}"
+        ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's table of tensors")
-    # Training checkpoints of the original keep the weights under a key, and a wrapper may have prefixed the names.
+    # Training checkpoints of the original keep the weights under a key, and a wrapper may have prefixed the
+    # names.
     for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
     tensors = {
-        str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)
+        str(name).removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, Tensor)
     }
     if not any(own_name(name) for name in tensors):
-        raise ValueError(f"{path} is no SegCLIP checkpoint: it holds {_listed([str(name) for name in content])}")
+        raise ValueError(
+            f"{path} is no SegCLIP checkpoint: it holds {_listed([str(name) for name in content])}"
+        )
     return tensors
 
 

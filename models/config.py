@@ -20,13 +20,21 @@ class ModelConfig(BaseModel):
     image_size: int = Field(224, gt=0, description="side of the square training image in pixels")
     patch_size: int = Field(16, gt=0, description="side of a patch in pixels; divides image_size")
     vision_width: int = Field(768, gt=0, description="width of the vision tower")
-    vision_heads: int = Field(12, gt=0, description="attention heads of the vision tower; divides vision_width")
-    vision_layers: int = Field(12, gt=0, description="blocks of the vision tower, before and after aggregation")
-    first_stage_layers: int = Field(10, ge=0, description="how many of them work on patches, before aggregation")
+    vision_heads: int = Field(
+        12, gt=0, description="attention heads of the vision tower; divides vision_width"
+    )
+    vision_layers: int = Field(
+        12, gt=0, description="blocks of the vision tower, before and after aggregation"
+    )
+    first_stage_layers: int = Field(
+        10, ge=0, description="how many of them work on patches, before aggregation"
+    )
     centers: int = Field(8, gt=0, description="learnable centers, the largest number of regions in an image")
     center_layers: int = Field(2, ge=0, description="cross-attention blocks in which centers look at patches")
     assignment_temperature: float = Field(
-        0.9, gt=0, description="divides the noisy assignment logits in training; evaluation uses 1 and no noise"
+        0.9,
+        gt=0,
+        description="divides the noisy assignment logits in training; evaluation uses 1 and no noise",
     )
     center_init_std: float = Field(0.02, gt=0, description="standard deviation that the centers start with")
     ignore_empty_centers: bool = Field(
@@ -40,30 +48,43 @@ class ModelConfig(BaseModel):
     text_layers: int = Field(12, gt=0, description="blocks of the text tower")
     context_length: int = Field(77, gt=1, description="largest number of tokens in a text")
     vocab_size: int = Field(49408, gt=2, description="number of tokens; the last id ends a text")
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of tokens hidden from the reconstruction pass")
+    mask_ratio: float = Field(
+        0.75, gt=0, lt=1, description="share of tokens hidden from the reconstruction pass"
+    )
     decoder_depth: int = Field(3, ge=0, description="blocks of the reconstruction decoder")
     decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of vision_width")
     text_reconstruction: bool = Field(
-        False, description="also predict masked words of the text (an option of the original, not in its recipe)"
+        False,
+        description="also predict masked words of the text (an option of the original, not in its recipe)",
     )
-    text_mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of words hidden if text_reconstruction")
+    text_mask_ratio: float = Field(
+        0.15, gt=0, lt=1, description="share of words hidden if text_reconstruction"
+    )
     text_decoder_depth: int = Field(3, ge=0, description="blocks of the text decoder")
     text_decoder_words: int = Field(
         77, gt=0, description="rows of its table of positions, the largest number of words it takes"
     )
     text_decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of embed_dim")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="chance that a sample skips the last vision block, rising linearly from 0"
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance that a sample skips the last vision block, rising linearly from 0",
     )
-    patch_dropout: float = Field(0.0, ge=0, lt=1, description="share of patches left out of the training pass")
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of patches left out of the training pass"
+    )
     activation_checkpointing: bool = Field(
         False, description="recompute the inside of each block in the backward pass instead of keeping it"
     )
     init_from: str | None = Field(
-        None, description="open_clip model and tag to start from, such as ViT-B-16/openai; null starts at random"
+        None,
+        description="open_clip model and tag to start from, such as ViT-B-16/openai; null starts at random",
     )
     image_mean: tuple[float, float, float] = Field(CLIP_MEAN, description="channel means of images in [0, 1]")
-    image_std: tuple[float, float, float] = Field(CLIP_STD, description="channel deviations of images in [0, 1]")
+    image_std: tuple[float, float, float] = Field(
+        CLIP_STD, description="channel deviations of images in [0, 1]"
+    )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -105,12 +126,14 @@ class ModelConfig(BaseModel):
         _divides(self, "text_heads", "text_width")
         if self.first_stage_layers > self.vision_layers:
             raise ValueError(
-                f"first_stage_layers is {self.first_stage_layers}, more than the {self.vision_layers} vision_layers"
+                f"first_stage_layers is {self.first_stage_layers}, "
+                f"more than the {self.vision_layers} vision_layers"
             )
         if self.vision_width % 8 or self.decoder_width % self.decoder_heads:
             raise ValueError(
-                f"vision_width is {self.vision_width}, so the decoder is {self.vision_width / 2:g} wide: this must be "
-                f"a multiple of 4 (sine and cosine of two axes) and of decoder_heads = {self.decoder_heads}"
+                f"vision_width is {self.vision_width}, so the decoder is {self.vision_width / 2:g} wide: "
+                "this must be a multiple of 4 (sine and cosine of two axes) and of decoder_heads = "
+                f"{self.decoder_heads}"
             )
         if self.visible_patches(self.patches) < 1:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Which parameters the original keeps as they start.
 
-Its rule counts vision blocks through both stages: with 12 blocks of which 10 are patch blocks, block 10 is the first
-center block. New modules, the last norms and the projections always train.
+Its rule counts vision blocks through both stages: with 12 blocks of which 10 are patch blocks, block 10 is
+the first center block. New modules, the last norms and the projections always train.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def frozen_names(config: ModelConfig, layers: int = 0, text_layers: int = 0) -> 
 
     Args:
         config: sizes of the network.
-        layers: freeze the embeddings of both towers and the first ``layers`` blocks of each; -1 freezes only the
-            patch embedding and the positions of the vision tower.
+        layers: freeze the embeddings of both towers and the first ``layers`` blocks of each; -1 freezes only
+            the patch embedding and the positions of the vision tower.
         text_layers: freeze at least this many text blocks.
 
     Raises:

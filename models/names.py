@@ -1,7 +1,7 @@
 """Names of parameters in released SegCLIP checkpoints and in ours.
 
-The two sets of names are in one-to-one correspondence and the tensors have the same shapes, so a checkpoint is
-converted by renaming alone.
+The two sets of names are in one-to-one correspondence and the tensors have the same shapes, so a checkpoint
+is converted by renaming alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the random choices of a training pass come from.
 
-``KeyedNoise`` names draws of ``segclip.keyed_random``: the same sample gets the same noise on any rank, in any
-micro-batch and on recomputation. ``InjectedNoise`` holds given numbers, for tests and comparisons.
+``KeyedNoise`` names draws of ``segclip.keyed_random``: the same sample gets the same noise on any rank, in
+any micro-batch and on recomputation. ``InjectedNoise`` holds given numbers, for tests and comparisons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Noise(Protocol):
         ...
 
     def gumbel_masked(self) -> Tensor | GumbelKey:
-        """Gumbel noise of the assignment of visible patches, [B, G, K], in the order they are kept, or its key."""
+        """Gumbel noise of the assignment of visible patches, [B, G, K] in the order kept, or its key."""
         ...
 
     def mask_scores(self, patches: int) -> Tensor:
@@ -65,7 +65,9 @@ class KeyedNoise:
         return uniform(self.seed, Purpose.MASK, self.positions_B, patches)
 
     def word_order(self, tokens_BT: Tensor) -> Tensor:
-        return word_order(uniform(self.seed, Purpose.TEXT_MASK, self.positions_B, tokens_BT.shape[1]), tokens_BT)
+        return word_order(
+            uniform(self.seed, Purpose.TEXT_MASK, self.positions_B, tokens_BT.shape[1]), tokens_BT
+        )
 
     def drop_path(self, branches: int) -> Tensor:
         return uniform(self.seed, Purpose.DROP_PATH, self.positions_B, branches)

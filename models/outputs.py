@@ -1,10 +1,10 @@
 """What the modules return.
 
-Named tuples, not dataclasses: ZeRO stage 3 hooks on to the tensors of a module's output and looks for them in tuples,
-lists and dicts only.
+Named tuples, not dataclasses: ZeRO stage 3 hooks on to the tensors of a module's output and looks for them in
+tuples, lists and dicts only.
 
-Shape letters: B batch, C vision width, D decoder width, E shared embedding, G centers, K visible patches, L patches,
-M masked patches, N = 1 + L, T words.
+Shape letters: B batch, C vision width, D decoder width, E shared embedding, G centers, K visible patches, L
+patches, M masked patches, N = 1 + L, T words.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def resample_grid(table_NC: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 def sin_cos_2d(width: int, grid: tuple[int, int]) -> Tensor:
     """Fixed table of a masked autoencoder's decoder: float32 [1 + rows * columns, width].
 
-    Row 0 (class token) is zero. The first half of a row encodes the column, the second the row of the patch, each as
-    sines then cosines of frequencies 10000^(-4 i / width), computed in float64.
+    Row 0 (class token) is zero. The first half of a row encodes the column, the second the row of the patch,
+    each as sines then cosines of frequencies 10000^(-4 i / width), computed in float64.
     """
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
@@ -49,7 +49,8 @@ def _sin_cos(width: int, places: Tensor) -> Tensor:
 def sin_cos_1d(width: int, places: int) -> Tensor:
     """Fixed table of the text decoder: float32 [places, width].
 
-    Column i of place n is the sine (even i) or cosine (odd i) of n * 10000^(-2 i / width); place 0 is all zero.
+    Column i of place n is the sine (even i) or cosine (odd i) of n * 10000^(-2 i / width); place 0 is all
+    zero.
     """
     columns = torch.arange(width, dtype=torch.float64)
     angles = torch.arange(places, dtype=torch.float64)[:, None] * 10000.0 ** (-2 * columns / width)

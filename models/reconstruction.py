@@ -1,7 +1,7 @@
 """The decoder of a masked autoencoder: predicts the pixels of patches that the encoder did not see.
 
-Shape letters: B batch, C encoder width, D decoder width, K visible patches, L patches, M masked patches, N = 1 + L,
-P values of a patch.
+Shape letters: B batch, C encoder width, D decoder width, K visible patches, L patches, M masked patches, N =
+1 + L, P values of a patch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MaskedImageDecoder(nn.Module):
         # A parameter only because released checkpoints hold it; it is never trained.
         self.positions = nn.Parameter(sin_cos_2d(width, config.grid)[None], requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, nn.GELU, DECODER_EPS) for _ in range(config.decoder_depth)
+            Block(width, config.decoder_heads, DECODER_EPS, quick=False) for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
         self.head = nn.Linear(width, 3 * config.patch_size**2)
@@ -46,8 +46,8 @@ class MaskedImageDecoder(nn.Module):
             hidden_BKC: visible patches in the order they were kept.
             order_BL: int64 patch numbers, visible ones first.
             grid: rows and columns of patches.
-            only_masked: predict the M masked patches, in the order of ``order_BL``; otherwise all N places, the
-                class token's first and then patches in row order.
+            only_masked: predict the M masked patches, in the order of ``order_BL``; otherwise all N places,
+                the class token's first and then patches in row order.
 
         Returns:
             [B, M, P] or [B, N, P]: normalised pixels in (row, column, channel) order.

@@ -1,4 +1,5 @@
-"""The network: vision tower, text tower, reconstruction decoder, and the losses computed from a rank's own samples.
+"""The network: vision tower, text tower, reconstruction decoder, and the losses computed from a rank's own
+samples.
 
 Shape letters: B batch, E shared embedding, G centers, L patches, T words.
 """
@@ -90,14 +91,16 @@ class SegCLIP(nn.Module):
             images_BCHW: uint8, normalised here, or float, already normalised.
             tokens_BT: int64 token ids.
             superpixels_BL: integer superpixel id of each patch; needed for the superpixel loss.
-            noise: random choices; needed for the reconstruction loss. None: no Gumbel noise and no temperature.
+            noise: random choices; needed for the reconstruction loss. None: no Gumbel noise and no
+                temperature.
             with_superpixel: compute the superpixel loss; otherwise it is 0 and costs nothing.
             with_reconstruction: compute the reconstruction loss; otherwise it is 0 and costs nothing.
-            with_text_reconstruction: compute the text reconstruction loss, for which the network must have been
-                built; otherwise it is 0 and costs nothing.
+            with_text_reconstruction: compute the text reconstruction loss, for which the network must have
+                been built; otherwise it is 0 and costs nothing.
 
         Raises:
-            ValueError: see ``check_images``, ``check_tokens`` and ``check_superpixels``; or a loss lacks its input.
+            ValueError: see ``check_images``, ``check_tokens`` and ``check_superpixels``; or a loss lacks its
+                input.
         """
         config = self.config
         content = self._look_at_content(images_BCHW)
@@ -158,12 +161,14 @@ class SegCLIP(nn.Module):
         )
 
     def temperature(self) -> Tensor:
-        """Float32 scalar that multiplies cosines: exponentiated, and clamped here rather than in the parameter."""
+        """Float32 scalar that multiplies cosines: exponentiated, and clamped here, not in the parameter."""
         return self.logit_scale.float().exp().clamp(max=LARGEST_LOGIT_SCALE).reshape(())
 
     def _reconstruct_text(self, tokens_BT: Tensor, noise: Noise | None) -> Tensor:
         if self.text_decoder is None:
-            raise ValueError("the text reconstruction loss needs a network built with text_reconstruction=True")
+            raise ValueError(
+                "the text reconstruction loss needs a network built with text_reconstruction=True"
+            )
         if noise is None:
             raise ValueError("the text reconstruction loss needs noise: give it or switch the loss off")
         order_BT = noise.word_order(tokens_BT)
@@ -173,7 +178,7 @@ class SegCLIP(nn.Module):
         return masked_word_loss(logits_BTV, tokens_BT, order_BT, visible)
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """Images as the vision tower takes them: uint8 normalised, float as it is, in the type of the parameters."""
+        """Images as the vision tower takes them: uint8 normalised, float as is, in the parameters' type."""
         if images_BCHW.dtype != torch.uint8:
             return images_BCHW.to(self.dtype)
         factor, shift = (values.to(images_BCHW.device) for values in (self._pixel_factor, self._pixel_shift))
@@ -200,5 +205,5 @@ class SegCLIP(nn.Module):
         return rates.repeat_interleave(2).repeat(2)
 
     def _look_at_content(self, tensor: Tensor) -> bool:
-        """Whether to check values as well as shapes: not where it would make a training step wait for its device."""
+        """Whether to check values as well as shapes: not where a training step would wait for its device."""
         return not torch.compiler.is_compiling() and (tensor.device.type == "cpu" or not self.training)

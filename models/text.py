@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import torch
 from open_clip.transformer import TextTransformer
-from timm.layers import QuickGELU
 from torch import Tensor
 
 from segclip.models.attention import MultiheadAttention
 from segclip.models.blocks import run_block
 from segclip.models.config import ModelConfig
+from segclip.models.mlp import quick_gelu_mlp
 from segclip.models.outputs import TextOutput
 
 __all__ = ["TextTower"]
 
 
-class TextTower(TextTransformer):  # type: ignore[misc]  # open_clip is untyped
+class TextTower(TextTransformer):
     """CLIP's causal text transformer; the feature is read at the last word, the one with the largest id."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,11 +29,11 @@ class TextTower(TextTransformer):  # type: ignore[misc]  # open_clip is untyped
             heads=config.text_heads,
             layers=config.text_layers,
             output_dim=config.embed_dim,
-            act_layer=QuickGELU,
         )
         self.recompute = config.activation_checkpointing
         for block in self.transformer.resblocks:
             block.attn = MultiheadAttention(config.text_width, config.text_heads)
+            block.mlp = quick_gelu_mlp(config.text_width, names=("c_fc", "c_proj"))
 
     def forward(
         self, tokens_BT: Tensor, with_hidden: bool = False, visible_BK: Tensor | None = None
@@ -43,8 +43,8 @@ class TextTower(TextTransformer):  # type: ignore[misc]  # open_clip is untyped
         Args:
             tokens_BT: int64 token ids, T at most the context length.
             with_hidden: also return every word in the shared space.
-            visible_BK: int64 places of the words to read, in the order to read them in; None for all. A word keeps
-                the position it had in the text and sees the words that are read before it.
+            visible_BK: int64 places of the words to read, in the order to read them in; None for all. A word
+                keeps the position it had in the text and sees the words that are read before it.
         """
         words = tokens_BT.shape[1]
         x_BTC = self.token_embedding(tokens_BT) + self.positional_embedding[:words]

@@ -1,4 +1,5 @@
-"""The text decoder: predicts words that the text tower did not see (an option of the original, off in its recipe).
+"""The text decoder: predicts words that the text tower did not see (an option of the original, off in its
+recipe).
 
 Shape letters: B batch, D decoder width, E shared embedding, K visible words, T words, V vocabulary.
 """
@@ -73,7 +74,9 @@ class MaskedTextDecoder(nn.Module):
         x_BTD = unshuffle(
             self.embed(hidden_BKE), order_BT.argsort(dim=1), self.mask_token[0, 0], self.positions[0, :words]
         )
-        mask_B11T = torch.zeros_like(valid_BT, dtype=x_BTD.dtype).masked_fill(~valid_BT, -1e6)[:, None, None, :]
+        mask_B11T = torch.zeros_like(valid_BT, dtype=x_BTD.dtype).masked_fill(~valid_BT, -1e6)[
+            :, None, None, :
+        ]
         for block in self.blocks:
             x_BTD = run_block(block, x_BTD, mask_B11T, recompute=self.recompute)
         out: Tensor = self.head(self.norm(x_BTD))
@@ -86,7 +89,7 @@ def valid_words(tokens_BT: Tensor) -> Tensor:
 
 
 def word_order(scores_BT: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Places of the words, those that stay visible first: lowest scores, but the first word and the end always."""
+    """Places of the words, visible ones first: the first word, the end, and then by rising score."""
     scores_BT = scores_BT.clone()
     scores_BT[:, 0] = -2.0
     scores_BT.scatter_(1, tokens_BT.argmax(dim=1, keepdim=True), -1.0)

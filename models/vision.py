@@ -1,6 +1,8 @@
-"""The vision tower: patches, aggregation into centers, blocks on centers; and its second pass on visible patches.
+"""The vision tower: patches, aggregation into centers, blocks on centers; and its second pass on visible
+patches.
 
-Shape letters: B batch, C width, E shared embedding, G centers, K visible patches, L patches, N = 1 + L, R branches.
+Shape letters: B batch, C width, E shared embedding, G centers, K visible patches, L patches, N = 1 + L, R
+branches.
 """
 
 from __future__ import annotations
@@ -32,13 +34,19 @@ class VisionTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.zeros(1 + config.patches, width))
         self.patch_embed = PatchEmbed(None, config.patch_size, embed_dim=width, bias=False)
         self.ln_pre = nn.LayerNorm(width, eps=ENCODER_EPS)
-        self.patch_blocks = nn.ModuleList(Block(width, heads) for _ in range(config.first_stage_layers))
+        self.patch_blocks = nn.ModuleList(
+            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(config.first_stage_layers)
+        )
         self.aggregation = PatchAggregation(
             width, heads, config.centers, config.center_layers, config.assignment_temperature, recompute
         )
-        self.center_blocks = nn.ModuleList(Block(width, heads) for _ in range(second_stage))
+        self.center_blocks = nn.ModuleList(
+            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(second_stage)
+        )
         self.expansion = CenterExpansion(config.centers)
-        self.reconstruction_blocks = nn.ModuleList(Block(width, heads) for _ in range(second_stage))
+        self.reconstruction_blocks = nn.ModuleList(
+            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(second_stage)
+        )
         self.ln_post = nn.LayerNorm(width, eps=ENCODER_EPS)
         self.projection = nn.Parameter(torch.zeros(width, config.embed_dim))
 
@@ -59,8 +67,9 @@ class VisionTower(nn.Module):
             kept_BL: int64 numbers of the patches the main pass shall see; None for all.
             visible_order_BL: int64 permutation of all patches, the visible ones first.
             masked_noise: Gumbel noise of the visible patches' assignment [B, G, K] or its key.
-            keep_BR: factors of the residual branches (drop path): two per block, first the blocks of the main pass
-                (patch blocks, center blocks), then those of the second pass (patch blocks, reconstruction blocks).
+            keep_BR: factors of the residual branches (drop path): two per block, first the blocks of the main
+                pass (patch blocks, center blocks), then those of the second pass (patch blocks,
+                reconstruction blocks).
         """
         grid = images_BCHW.shape[2] // self.config.patch_size, images_BCHW.shape[3] // self.config.patch_size
         embedded_BNC = self._embed(images_BCHW, grid)
@@ -97,7 +106,9 @@ class VisionTower(nn.Module):
         masked = self.aggregation(visible_BKC, masked_noise)
         expanded_BKC = self.expansion(masked.assignment.hard_BGL, masked.tokens_BGC)
         hidden_BKC = self._run(self.reconstruction_blocks, expanded_BKC, masked_keep, first)
-        return TowerOutput(main, MaskedOutput(visible_order_BL, visible_BKC, masked, expanded_BKC, hidden_BKC))
+        return TowerOutput(
+            main, MaskedOutput(visible_order_BL, visible_BKC, masked, expanded_BKC, hidden_BKC)
+        )
 
     @property
     def branches(self) -> int:
@@ -108,8 +119,8 @@ class VisionTower(nn.Module):
         patches_BLC = self.patch_embed(images_BCHW)
         class_B1C = self.class_embedding.expand(patches_BLC.shape[0], 1, -1)
         positions_NC = resample_grid(self.positional_embedding, self.config.grid, grid)
-        # The class token is embedded and normed with the patches and then dropped, so that its parameters receive a
-        # gradient of exactly zero, as in the original, and not none at all.
+        # The class token is embedded and normed with the patches and then dropped, so that its parameters
+        # receive a gradient of exactly zero, as in the original, and not none at all.
         out: Tensor = self.ln_pre(torch.cat([class_B1C, patches_BLC], dim=1) + positions_NC)
         return out
 

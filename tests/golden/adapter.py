@@ -1,7 +1,7 @@
 """Runs our network on the golden inputs and names the results as the golden files do.
 
-Every number comes from the public classes; this file only converts names, shapes and injected noise. It can be handed
-to the comparison script that came with the golden numbers, and the tests beside it use it too.
+Every number comes from the public classes; this file only converts names, shapes and injected noise. It can
+be handed to the comparison script that came with the golden numbers, and the tests beside it use it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segclip.data_pipelines.superpixels import patch_labels
-from segclip.eval.inference import ClassScorer, label_map, patches_to_pixels, resize_scores, slide, window_scores
+from segclip.eval.inference import (
+    ClassScorer,
+    label_map,
+    patches_to_pixels,
+    resize_scores,
+    slide,
+    window_scores,
+)
 from segclip.kernels import contrastive_loss
 from segclip.kernels.superpixel_kl import superpixel_kl_sums_reference
 from segclip.models import InjectedNoise, ModelConfig, SegCLIP, TrainOutput, VisionOutput
@@ -30,7 +37,9 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 # The original's trainer, as the golden arrays were made.
-RECIPE = OptimizerConfig(lr=4e-3, lower_lr=4e-6, weight_decay=0.05, decay_rule="original", betas=(0.9, 0.98), eps=1e-6)
+RECIPE = OptimizerConfig(
+    lr=4e-3, lower_lr=4e-6, weight_decay=0.05, decay_rule="original", betas=(0.9, 0.98), eps=1e-6
+)
 STEPS, WARMUP, CLIP_NORM = 20, 0.15, 1.0
 FROZEN = (
     "text.positional_embedding",
@@ -42,7 +51,8 @@ FROZEN = (
 )
 
 
-# ------------------------------------------------------------------------------------------- network and inputs
+# ------------------------------------------------------------------------------------------- network and
+# inputs
 
 
 def config_of(cfg: Mapping[str, Any], **changes: Any) -> ModelConfig:
@@ -123,7 +133,9 @@ def vision_arrays(out: VisionOutput) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def eval_outputs(cfg: Mapping[str, Any], state: Mapping[str, Array], inp: Mapping[str, Array], variant: str) -> Arrays:
+def eval_outputs(
+    cfg: Mapping[str, Any], state: Mapping[str, Array], inp: Mapping[str, Array], variant: str
+) -> Arrays:
     """Evaluation pass at the training size."""
     model = model_of(cfg, state).eval()
     vision = model.encode_image(torch.tensor(inp["images"]))
@@ -153,7 +165,9 @@ def eval_size(cfg: Mapping[str, Any], state: Mapping[str, Array], image: Array) 
 # ------------------------------------------------------------------------------------------- training pass
 
 
-def train_pass(model: SegCLIP, inp: Mapping[str, Array], images: str = "images", suffix: str = "") -> TrainOutput:
+def train_pass(
+    model: SegCLIP, inp: Mapping[str, Array], images: str = "images", suffix: str = ""
+) -> TrainOutput:
     """One training pass on golden inputs."""
     return model(
         torch.tensor(inp[images]),
@@ -183,7 +197,9 @@ def gradient_statistics(gradients: Mapping[str, Tensor | None], order: Array) ->
     return np.asarray(rows)
 
 
-def train_outputs(cfg: Mapping[str, Any], state: Mapping[str, Array], inp: Mapping[str, Array], variant: str) -> Arrays:
+def train_outputs(
+    cfg: Mapping[str, Any], state: Mapping[str, Array], inp: Mapping[str, Array], variant: str
+) -> Arrays:
     """Training pass with injected noise: activations, losses and all gradients."""
     model = model_of(cfg, state).train()
     out = train_pass(model, inp)
@@ -301,7 +317,7 @@ def trainloop_outputs(
     variant: str,
     accumulate: int = 1,
 ) -> Arrays:
-    """A few updates of the original's recipe; ``accumulate`` batches make one update, each with its own negatives."""
+    """A few updates of the original's recipe, each from ``accumulate`` batches with negatives of their own."""
     model = model_of(cfg, state).train()
     freeze(model, FROZEN)
     optimizer = build_optimizer(model, RECIPE)
@@ -386,7 +402,11 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
     base = {"decay": float(inp["group_lr"][0]), "no_decay": float(inp["group_lr"][1])}
     # One group a parameter: each has its own count of updates, and so its own place in the schedule.
     groups = [
-        {"params": [parameter], "base_lr": base["decay" if group["weight_decay"] else "no_decay"], **_settings(group)}
+        {
+            "params": [parameter],
+            "base_lr": base["decay" if group["weight_decay"] else "no_decay"],
+            **_settings(group),
+        }
         for group in parameter_groups(problem, recipe)
         for parameter in group["params"]
     ]
@@ -406,7 +426,11 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
             if parameter.grad is None:
                 continue
             steps[parameter] += 1
-            factor = learning_rate_factor(steps[parameter] / total, "cosine", WARMUP, start, end) if total > 0 else 1.0
+            factor = (
+                learning_rate_factor(steps[parameter] / total, "cosine", WARMUP, start, end)
+                if total > 0
+                else 1.0
+            )
             group["lr"] = group["base_lr"] * factor
         optimizer.step()
         for key, parameter in zip("wbu", problem.parameters(), strict=True):
@@ -451,5 +475,3 @@ def superpixel_case(map_HW: Array, coord: Array, img_size: int, patch_size: int)
 def _pixels(start: float, end: float, length: int) -> slice:
     low, high = sorted((start, end))
     return slice(int(low * length), int(np.ceil(high * length)))
-
-

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 HERE = Path(__file__).parent
 Arrays = dict[str, NDArray[Any]]
 
-# (part of a key, share of the largest reference value, absolute); the first that fits a key holds. The original itself
-# differs between float32 and float64 by up to 2e-6 in activations and losses and 4e-6 in gradients.
+# (part of a key, share of the largest reference value, absolute); the first that fits a key holds. The
+# original itself differs between float32 and float64 by up to 2e-6 in activations and losses and 4e-6 in
+# gradients.
 TOLERANCES = (
     ("gradstat", 1e-4, 1e-6),
     ("grad", 5e-5, 1e-7),
@@ -54,7 +55,7 @@ def _compare(
     ignore: Collection[str] = (),
     where: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> None:
-    """Every golden array that is not ignored must be there and agree; ``where`` picks the elements to compare."""
+    """Every golden array that is not ignored must be there and agree; ``where`` picks what to compare."""
     missing = sorted(key for key in reference if key not in got and key not in ignore)
     assert not missing, f"not produced: {missing}"
     assert any(key in got for key in reference), "nothing to compare"

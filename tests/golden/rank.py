@@ -1,4 +1,5 @@
-"""One rank of the two-process test: a training pass and backward under DistributedDataParallel, results to a file.
+"""One rank of the two-process test: a training pass and backward under DistributedDataParallel, results to a
+file.
 
 Arguments: rank, number of ranks, file for the rendezvous, file for the results.
 """
@@ -33,7 +34,13 @@ def main() -> None:
     state = dict(np.load(HERE / "data" / "A_state.npz"))
     arrays = dict(np.load(HERE / "data" / "A_ws2.npz"))
     inputs = {key.removeprefix(f"rank{rank}/"): value for key, value in arrays.items()}
-    inputs.update({key.removeprefix(f"fixed/rank{rank}/"): value for key, value in arrays.items() if f"/rank{rank}/" in key})
+    inputs.update(
+        {
+            key.removeprefix(f"fixed/rank{rank}/"): value
+            for key, value in arrays.items()
+            if f"/rank{rank}/" in key
+        }
+    )
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     model = DistributedDataParallel(adapter.model_of(cfg, state).train())
     out = adapter.train_pass(model, inputs, "image")
@@ -47,7 +54,9 @@ def main() -> None:
         for name, parameter in model.module.named_parameters()
         if parameter.grad is not None
     }
-    np.savez(results, loss_total=total.detach().numpy(), loss_contrastive=contrastive.detach().numpy(), **gradients)
+    np.savez(
+        results, loss_total=total.detach().numpy(), loss_contrastive=contrastive.detach().numpy(), **gradients
+    )
     dist.destroy_process_group()
 
 

@@ -94,7 +94,10 @@ def test_temperature_above_the_clamp_has_no_gradient(adapter, golden, under, com
 def test_text_reconstruction(adapter, golden, under, compare, cfg, state) -> None:
     arrays, train = golden("A_textmae.npz"), golden("A_train.npz")
     model = adapter.model_of(
-        cfg, {**state, **under(arrays, "state/")}, text_reconstruction=True, text_decoder_words=cfg["max_words"]
+        cfg,
+        {**state, **under(arrays, "state/")},
+        text_reconstruction=True,
+        text_decoder_words=cfg["max_words"],
     ).train()
     tokens = adapter.tokens_of(train["input_ids"])
     order = original_word_order(torch.tensor(arrays["text_rand"]), tokens)
@@ -128,9 +131,7 @@ def test_text_reconstruction(adapter, golden, under, compare, cfg, state) -> Non
         "seq_hidden": hidden.detach().numpy(),
         "loss_text_mae": out.loss_text_reconstruction.detach().numpy(),
         "loss_total_contrastive_plus_text": total.detach().numpy(),
-        **{
-            key: gradients[key.removeprefix("grad/")].numpy() for key in arrays if key.startswith("grad/")
-        },
+        **{key: gradients[key.removeprefix("grad/")].numpy() for key in arrays if key.startswith("grad/")},
     }
     reference = {key: value for key, value in arrays.items() if not key.startswith("state/")}
     compare(reference, got, ignore=("text_rand",))

@@ -10,7 +10,9 @@ from segclip.models.segclip import SegCLIP
 from segclip.trainer.optimizer import freeze, parameter_groups
 
 
-@pytest.mark.parametrize(("file", "variant", "accumulate"), [("A_trainloop", "fixed", 1), ("A_trainloop_acc2", "acc2_fixed", 2)])
+@pytest.mark.parametrize(
+    ("file", "variant", "accumulate"), [("A_trainloop", "fixed", 1), ("A_trainloop_acc2", "acc2_fixed", 2)]
+)
 def test_updates(file, variant, accumulate, adapter, golden, under, compare, cfg, state) -> None:
     arrays = golden(f"{file}.npz")
     reference = under(arrays, f"{variant}/")

@@ -36,6 +36,8 @@ def test_case(name, adapter, golden, under, compare, cfg, state) -> None:
 
 
 def test_all_golden_cases_are_tested(golden) -> None:
-    found = {key.removesuffix("/text_embedding") for key in golden("A_seg.npz") if key.endswith("/text_embedding")}
+    found = {
+        key.removesuffix("/text_embedding") for key in golden("A_seg.npz") if key.endswith("/text_embedding")
+    }
     assert found == set(CASES)
     assert all(np.isfinite(value).all() for value in golden("A_seg.npz").values())

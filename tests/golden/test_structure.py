@@ -36,13 +36,17 @@ def test_number_of_parameters(model, structure) -> None:
 
 
 def test_parameters_that_never_train(model, structure) -> None:
-    never = [released_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    never = [
+        released_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad
+    ]
     assert never == structure["default_requires_grad_false"]
 
 
 def test_norm_epsilons(model, structure) -> None:
     found = {
-        released_name(name): module.eps for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)
+        released_name(name): module.eps
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
     }
     # 24 norms in the text tower and two per block elsewhere: the golden table lists each of them.
     assert found == structure["layernorm_eps"]
@@ -53,9 +57,12 @@ def test_start_values(model, structure) -> None:
     wrong = []
     for name, (mean, std, low, high) in structure["init_stats_mean_std_min_max_of_non_clip_params"].items():
         tensor = own[name].detach()
-        # Means and deviations of samples scatter by their standard errors; the ranges only tell normal from uniform.
+        # Means and deviations of samples scatter by their standard errors; the ranges only tell normal from
+        # uniform.
         error = 6 * max(std, 1e-12) / tensor.numel() ** 0.5
-        same = abs(float(tensor.mean()) - mean) <= error and abs(float(tensor.std(correction=0)) - std) <= error
+        same = (
+            abs(float(tensor.mean()) - mean) <= error and abs(float(tensor.std(correction=0)) - std) <= error
+        )
         if std == 0:
             same = same and float(tensor.min()) == low and float(tensor.max()) == high
         uniform = std > 0 and high < 1.9 * std
@@ -68,7 +75,9 @@ def test_start_values(model, structure) -> None:
 
 def test_frozen_parameters(model, structure) -> None:
     for setting, expected in structure["frozen_after_freeze_block"].items():
-        layers, text_layers = map(int, re.fullmatch(r"freeze_layer_num=(-?\d+),freeze_text_layer_num=(\d+)", setting).groups())
+        layers, text_layers = map(
+            int, re.fullmatch(r"freeze_layer_num=(-?\d+),freeze_text_layer_num=(\d+)", setting).groups()
+        )
         prefixes = frozen_names(model.config, layers, text_layers)
         found = {
             released_name(name)

@@ -9,7 +9,9 @@ import pytest
 @pytest.mark.parametrize("number", range(9))
 def test_case(number, adapter, golden, under) -> None:
     case = under(golden("superpixel.npz"), f"case{number}/")
-    found = adapter.superpixel_case(case["map"], case["coord_f64"], int(case["img_size"]), int(case["patch_size"]))
+    found = adapter.superpixel_case(
+        case["map"], case["coord_f64"], int(case["img_size"]), int(case["patch_size"])
+    )
     np.testing.assert_array_equal(found, case["out"])
 
 

@@ -50,7 +50,10 @@ def test_losses_and_gradients(ranks, golden, under, compare) -> None:
         # -1 stands for no gradient.
         known = reference["grad_l2"] >= 0
         compare(
-            {"grad_l2": reference["grad_l2"], **{key: value for key, value in reference.items() if key.startswith("grad/")}},
+            {
+                "grad_l2": reference["grad_l2"],
+                **{key: value for key, value in reference.items() if key.startswith("grad/")},
+            },
             {"grad_l2": np.asarray(lengths), **got},
             where={"grad_l2": known},
         )
