@@ -66,7 +66,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     """torch's ``nn.MultiheadAttention`` (batch first) with its parameters, computed by ``attend``.
 
     Serves open_clip's text blocks, whose way of calling it this keeps, and the cross-attention of the
-    centers.
+    centers. Both pass the same tensor as keys and values, so the values are not looked at. (Whether they are the
+    same object cannot be checked: ZeRO stage 3 hands each argument through a hook of its own.)
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -82,8 +83,6 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, None]:
         assert not need_weights, "attention weights are never formed"
         assert self.in_proj_bias is not None
-        if key_BSC is not value_BSC:
-            raise ValueError("keys and values must be the same tensor")
         width = self.embed_dim
         if query_BQC is key_BSC:
             query, key, value = F.linear(query_BQC, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
