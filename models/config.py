@@ -37,6 +37,10 @@ class ModelConfig(BaseModel):
         description="divides the noisy assignment logits in training; evaluation uses 1 and no noise",
     )
     center_init_std: float = Field(0.02, gt=0, description="standard deviation that the centers start with")
+    linear_init_std: float = Field(
+        0.02, gt=0, description="standard deviation that linear layers start with; a narrow network needs more, about "
+        "one over the root of its width"
+    )
     ignore_empty_centers: bool = Field(
         False,
         description="leave centers that hold no patch out of the maximum that makes the image feature "
