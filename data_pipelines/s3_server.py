@@ -128,6 +128,8 @@ def _ports(port: int | None) -> dict[str, int]:
         sockets = {name: stack.enter_context(socket.socket()) for name in names}
         for name, each in sockets.items():
             wanted = port if name == "s3.port" and port is not None else 0
+            # Connections of a server that has just stopped do not keep the port.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 each.bind((HOST, wanted))
             except OSError as error:

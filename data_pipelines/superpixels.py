@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["PatchLabelRule", "SuperpixelMethod", "compute_superpixels", "patch_labels"]
+__all__ = [
+    "PatchLabelRule",
+    "SuperpixelMethod",
+    "compute_superpixels",
+    "original_patch_labels",
+    "patch_labels",
+]
 
 PatchLabelRule = Literal["vote", "mean"]
 DENSE_IDS = 512  # up to this many ids votes are counted in a table
@@ -168,3 +174,37 @@ def _vote(in_patch_NP: NDArray[np.integer]) -> NDArray[np.int64]:
     cells_NP = in_patch_NP + np.arange(0, len(in_patch_NP) * ids, ids, dtype=np.int64)[:, None]
     counts_NK = np.bincount(cells_NP.ravel(), minlength=len(in_patch_NP) * ids).reshape(-1, ids)
     return counts_NK.argmax(axis=1)
+
+
+def original_patch_labels(
+    map_HW: NDArray[np.integer], corners: NDArray[np.floating], image_size: int, patch_size: int
+) -> NDArray[np.int64]:
+    """Patch ids as the original code computes them from a map and the corners of a crop. For parity tests.
+
+    Args:
+        map_HW: ids [H, W].
+        corners: (left, top, right, bottom) as shares of the picture; right < left says that it was mirrored,
+            bottom < top that it was turned upside down.
+        image_size: side of the square crop in pixels.
+        patch_size: side of a patch, which divides it.
+
+    Returns:
+        int64 [image_size // patch_size, image_size // patch_size]: rows of patches.
+    """
+    height, width = map_HW.shape
+    left, right = sorted((float(corners[0]), float(corners[2])))
+    top, bottom = sorted((float(corners[1]), float(corners[3])))
+    rows = slice(int(top * height), math.ceil(bottom * height))
+    columns = slice(int(left * width), math.ceil(right * width))
+    cut_HW = map_HW[rows, columns]
+    if min(cut_HW.shape) < 2:
+        cut_HW = map_HW
+    if corners[2] < corners[0]:
+        cut_HW = cut_HW[:, ::-1]
+    if corners[3] < corners[1]:
+        cut_HW = cut_HW[::-1]
+    # Its nearest resize takes the pixel at the upper left of each target pixel, not the one under its centre.
+    steps = np.arange(image_size)
+    large_HW = cut_HW[(steps * cut_HW.shape[0] // image_size)[:, None], steps * cut_HW.shape[1] // image_size]
+    side = image_size // patch_size
+    return patch_labels(large_HW, (side, side), "mean").reshape(side, side)

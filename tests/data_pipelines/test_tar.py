@@ -84,7 +84,6 @@ def test_a_lost_block_is_an_error() -> None:
             found = contents(shorter)
         except ValueError:
             continue
-        # Only content was lost, and what follows moved up by a block: names and checksums must still be right.
         pytest.fail(f"block {index} could be taken out unnoticed: {[name for name, _ in found]}")
 
 

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from segclip.data_pipelines.config import CaptionParts, DataConfig
+
+
+def test_defaults_are_the_papers_crop_and_whole_captions() -> None:
+    config = DataConfig(shards="x")
+    assert config.crop_scale == (0.5, 1.0)
+    assert config.caption_parts.chances == (1.0, 0.0, 0.0)
+    assert config.superpixels.patch_label == "vote"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_scale": (0.9, 0.5)}, "data.crop_scale is"),
+        ({"crop_scale": (0.5, 1.5)}, "<= 1"),
+        ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio is"),
+        ({"wrkers": 2}, "wrkers"),
+        ({"workers": "many"}, "workers"),
+        ({"superpixels": {"patch_label": "median"}}, "patch_label"),
+    ],
+)
+def test_bad_values_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate({"shards": "x", **values})
+
+
+def test_caption_parts_sum_to_one() -> None:
+    assert CaptionParts(full=0.8, object=0.12, ground=0.08).chances == (0.8, 0.12, 0.08)
+    with pytest.raises(ValidationError, match=r"must be 1, not 0.9"):
+        CaptionParts(full=0.8, object=0.1)
