@@ -16,7 +16,11 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=["segclip", *(f"segclip.{folder}" for folder in FOLDERS), "segclip.configs.protocols"],
-    package_data={"segclip": ["py.typed"], "segclip.configs": ["*.yaml", "*.json"], "segclip.configs.protocols": ["*.yaml"]},
+    package_data={
+        "segclip": ["py.typed"],
+        "segclip.configs": ["*.yaml", "*.json"],
+        "segclip.configs.protocols": ["*.yaml"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

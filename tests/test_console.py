@@ -16,7 +16,14 @@ def _fail_with(error: Exception) -> None:
     cli(main, argparse.ArgumentParser(), [])
 
 
-@pytest.mark.parametrize("error", [ValueError("x is 3\nallowed: 4"), UserError("disk full"), FileNotFoundError(2, "no such file", "a.yaml")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x is 3\nallowed: 4"),
+        UserError("disk full"),
+        FileNotFoundError(2, "no such file", "a.yaml"),
+    ],
+)
 def test_a_users_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         _fail_with(error)

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segclip.keyed_random import Purpose, gumbel, permutation, philox_numpy, philox_torch, uniform, uniform_numpy
+from segclip.keyed_random import (
+    Purpose,
+    gumbel,
+    permutation,
+    philox_numpy,
+    philox_torch,
+    uniform,
+    uniform_numpy,
+)
 
 # Known-answer vectors of Random123 for philox4x32-10: (counter, key, result).
 KNOWN = [
@@ -37,7 +45,9 @@ def test_known_answers() -> None:
     count=st.integers(1, 9),
     purpose=st.sampled_from(Purpose),
 )
-def test_numpy_and_torch_agree_bit_for_bit(seed: int, positions: list[int], count: int, purpose: Purpose) -> None:
+def test_numpy_and_torch_agree_bit_for_bit(
+    seed: int, positions: list[int], count: int, purpose: Purpose
+) -> None:
     ours = uniform(seed, purpose, torch.tensor(positions), count)
     theirs = uniform_numpy(seed, purpose, np.array(positions), count)
     assert ours.dtype == torch.float32
@@ -51,7 +61,9 @@ def test_numpy_and_torch_agree_bit_for_bit(seed: int, positions: list[int], coun
 def test_a_draw_depends_only_on_its_own_position(cut: int, count: int) -> None:
     positions = torch.arange(8) * 1000
     whole = uniform(7, Purpose.MASK, positions, count)
-    parts = torch.cat([uniform(7, Purpose.MASK, positions[:cut], count), uniform(7, Purpose.MASK, positions[cut:], count)])
+    parts = torch.cat(
+        [uniform(7, Purpose.MASK, positions[:cut], count), uniform(7, Purpose.MASK, positions[cut:], count)]
+    )
     assert torch.equal(whole, parts)
     # Nor on how many numbers are asked for.
     assert torch.equal(whole, uniform(7, Purpose.MASK, positions, count + 5)[:, :count])

@@ -21,7 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segclip.trainer.distributed import Ranks, agreed
 
-__all__ = ["CheckpointConfig", "TrainState", "checkpoint_folder", "find_latest", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CheckpointConfig",
+    "TrainState",
+    "checkpoint_folder",
+    "find_latest",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 CHECKSUMS = "checksums.json"
 STATE = "state.json"
@@ -34,7 +41,9 @@ class CheckpointConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
-    keep_last: int = Field(2, ge=1, description="Older checkpoints than these are deleted after a newer one is whole.")
+    keep_last: int = Field(
+        2, ge=1, description="Older checkpoints than these are deleted after a newer one is whole."
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,9 @@ def checkpoint_folder(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-def save_checkpoint(engine: Any, run_dir: str | Path, state: TrainState, config_yaml: str, keep_last: int, ranks: Ranks) -> Path:
+def save_checkpoint(
+    engine: Any, run_dir: str | Path, state: TrainState, config_yaml: str, keep_last: int, ranks: Ranks
+) -> Path:
     """Write and publish ``step-XXXXXXXX``; called by every rank.
 
     Returns:

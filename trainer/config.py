@@ -35,14 +35,20 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(gt=0, description="Optimiser steps of the whole run; the schedule ends here.")
-    global_batch: int = Field(gt=1, description="Samples a step, over all ranks; every one is everyone's negative.")
+    global_batch: int = Field(
+        gt=1, description="Samples a step, over all ranks; every one is everyone's negative."
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="Arithmetic of forward and backward. bf16 keeps float32 master weights; auto takes it where the "
         "hardware multiplies bfloat16 matrices.",
     )
-    gradient_clip: float = Field(1.0, ge=0, description="Largest norm of the whole gradient; 0 leaves it alone.")
-    log_every: int = Field(20, gt=0, description="Steps between progress lines and between metrics in MLflow.")
+    gradient_clip: float = Field(
+        1.0, ge=0, description="Largest norm of the whole gradient; 0 leaves it alone."
+    )
+    log_every: int = Field(
+        20, gt=0, description="Steps between progress lines and between metrics in MLflow."
+    )
 
 
 class EvaluationConfig(BaseModel):
@@ -50,7 +56,9 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str | None = Field(None, description="Name of a data set; null skips the evaluation after training.")
+    dataset: str | None = Field(
+        None, description="Name of a data set; null skips the evaluation after training."
+    )
     data_root: str | None = Field(None, description="Folder of that data set.")
     protocol: str = Field("segclip", description="Name or path of a protocol file.")
 
@@ -61,7 +69,9 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, description="Name of the run in MLflow and in the progress line.")
-    run_dir: str = Field(min_length=1, description="Folder of this run: config, checkpoints, export, MLflow store.")
+    run_dir: str = Field(
+        min_length=1, description="Folder of this run: config, checkpoints, export, MLflow store."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every random choice of the run.")
     model: ModelConfig
     data: DataConfig
@@ -84,13 +94,18 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     path = Path(path)
     if not path.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise ValueError(f"no configuration file {str(path)!r}; give the path of a YAML file" + (f" such as {beside}" if beside else ""))
+        raise ValueError(
+            f"no configuration file {str(path)!r}; give the path of a YAML file"
+            + (f" such as {beside}" if beside else "")
+        )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold a mapping of sections (model, data, train, ...), not {type(tree).__name__}")
+        raise ValueError(
+            f"{path} must hold a mapping of sections (model, data, train, ...), not {type(tree).__name__}"
+        )
     for override in overrides:
         _apply(tree, override)
     try:
@@ -118,7 +133,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise ValueError(f"override {override!r} is not of the form section.key=value, for example train.steps=100")
+        raise ValueError(
+            f"override {override!r} is not of the form section.key=value, for example train.steps=100"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -163,5 +180,11 @@ def _section(names: Sequence[str]) -> type[BaseModel] | None:
 
 
 def _model_class(annotation: Any) -> type[BaseModel] | None:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_args(annotation) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    options = (
+        typing.get_args(annotation)
+        if isinstance(annotation, types.UnionType) or typing.get_args(annotation)
+        else (annotation,)
+    )
+    return next(
+        (option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None
+    )

@@ -65,7 +65,11 @@ def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
 def gradient_norm(engine: Any, step: Any) -> float:
     """Run ``step()`` (the engine's optimiser step) and return the norm of the whole gradient before clipping."""
     # Plain data parallelism does not keep the norm that it clips with.
-    own = _plain_norm(engine.module) if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled() else None
+    own = (
+        _plain_norm(engine.module)
+        if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
+        else None
+    )
     step()
     return float(own if own is not None else engine.get_global_grad_norm())
 

@@ -24,7 +24,9 @@ def export_checkpoint(checkpoint: Path, config: RunConfig, folder: Path) -> Path
     shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
     state = full_state(checkpoint, config.zero.stage)
     # The engine trains scalars as tensors of one element.
-    model.load_state_dict({name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()})
+    model.load_state_dict(
+        {name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()}
+    )
     export(model, folder, {"run": config.name, "protocol": config.evaluation.protocol})
     return folder
 
@@ -34,7 +36,9 @@ def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     if stage < 3:
         # Whole on every rank. Below stage 2 the shards know nothing of frozen parameters.
-        saved: dict[str, Any] = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(
+            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True
+        )
         state.update({name: value.float() for name, value in saved["module"].items()})
     if stage > 0:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

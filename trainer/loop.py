@@ -75,7 +75,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             export = export_checkpoint(final, config, run_dir / "export")
             print(f"exported {export}", flush=True)
             samples = (config.train.steps - first_step) * config.train.global_batch
-            summary = {"step": config.train.steps, "seconds": seconds, "samples_per_second": samples / seconds}
+            summary = {
+                "step": config.train.steps,
+                "seconds": seconds,
+                "samples_per_second": samples / seconds,
+            }
             if config.evaluation.dataset is not None:
                 summary["miou"] = score(
                     config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker
@@ -156,7 +160,9 @@ def _run_steps(
         if step % config.checkpoint.every == 0 or step == steps:
             run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
             state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit())
-            folder = save_checkpoint(engine, config.run_dir, state, config_yaml, config.checkpoint.keep_last, ranks)
+            folder = save_checkpoint(
+                engine, config.run_dir, state, config_yaml, config.checkpoint.keep_last, ranks
+            )
             if ranks.is_first:
                 print(f"saved {folder}", flush=True)
 
@@ -213,6 +219,9 @@ def _step_of(checkpoint: Path) -> int:
 def git_commit() -> str | None:
     """Commit of the checkout this code runs from, or None outside one."""
     done = subprocess.run(
-        ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() if done.returncode == 0 else None

@@ -28,16 +28,25 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    lr: float = Field(gt=0, description="Learning rate of new modules and of the blocks after the aggregation.")
-    lower_lr: float | None = Field(None, gt=0, description="Rate of weights that come from CLIP; null takes lr.")
-    lower_text_lr: float | None = Field(None, gt=0, description="Rate of the text embeddings; null takes lower_lr.")
+    lr: float = Field(
+        gt=0, description="Learning rate of new modules and of the blocks after the aggregation."
+    )
+    lower_lr: float | None = Field(
+        None, gt=0, description="Rate of weights that come from CLIP; null takes lr."
+    )
+    lower_text_lr: float | None = Field(
+        None, gt=0, description="Rate of the text embeddings; null takes lower_lr."
+    )
     weight_decay: float = Field(0.05, ge=0, description="Decoupled weight decay.")
     decay_rule: Literal["original", "usual"] = Field(
-        "usual", description="original: all but biases decay; usual: nor do norms, embeddings and the temperature."
+        "usual",
+        description="original: all but biases decay; usual: nor do norms, embeddings and the temperature.",
     )
     betas: tuple[float, float] = Field((0.9, 0.98), description="Decay of the running moments.")
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
-    frozen: tuple[str, ...] = Field((), description="Parameters that stay as they start, by name or prefix of a name.")
+    frozen: tuple[str, ...] = Field(
+        (), description="Parameters that stay as they start, by name or prefix of a name."
+    )
 
 
 def freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
@@ -51,7 +60,9 @@ def freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:
         chosen = [name for name in names if name == prefix or name.startswith(prefix + ".")]
         if not chosen:
             tops = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise ValueError(f"optimizer.frozen names {prefix!r}, which is no parameter; there are {', '.join(tops)}")
+            raise ValueError(
+                f"optimizer.frozen names {prefix!r}, which is no parameter; there are {', '.join(tops)}"
+            )
         for name in chosen:
             names[name].requires_grad_(False)
 
@@ -87,7 +98,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """AdamW over ``parameter_groups``."""
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     return torch.optim.AdamW(
-        parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=on_gpu or None
+        parameter_groups(model, config),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=on_gpu or None,
     )
 
 

@@ -69,13 +69,22 @@ class _Stopwatch:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m segclip.trainer.quickstart", description=__doc__.split("\n")[0])
-    parser.add_argument("--store", choices=("file", "s3"), default="file", help="where the shards lie while training reads them")
+    parser = argparse.ArgumentParser(
+        prog="python -m segclip.trainer.quickstart", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--store",
+        choices=("file", "s3"),
+        default="file",
+        help="where the shards lie while training reads them",
+    )
     parser.add_argument("--s3-port", type=int, help="port of the S3 server (default: a free one)")
     parser.add_argument("--run-dir", default="runs/quickstart", help="folder for everything that is written")
     parser.add_argument("--scenes", type=int, default=TRAINING_SCENES, help="training scenes to draw")
     parser.add_argument("--processes", type=int, default=2, help="training processes")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"settings that replace those of {CONFIG}")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help=f"settings that replace those of {CONFIG}"
+    )
     cli(_run, parser, argv)
 
 
@@ -90,18 +99,40 @@ def _run(arguments: argparse.Namespace) -> int:
     watch = _Stopwatch()
 
     def draw() -> None:
-        _call("segclip-shards", "scenes", "--out", data / "train", "--count", arguments.scenes, "--seed", TRAINING_SCENES_SEED)
-        _call("segclip-shards", "scenes-voc", "--out", data / "eval", "--count", HELD_OUT_SCENES, "--seed", HELD_OUT_SEED)
+        _call(
+            "segclip-shards",
+            "scenes",
+            "--out",
+            data / "train",
+            "--count",
+            arguments.scenes,
+            "--seed",
+            TRAINING_SCENES_SEED,
+        )
+        _call(
+            "segclip-shards",
+            "scenes-voc",
+            "--out",
+            data / "eval",
+            "--count",
+            HELD_OUT_SCENES,
+            "--seed",
+            HELD_OUT_SEED,
+        )
         _call("segclip-shards", "show", data / "train", "--out", root / "scenes.png")
 
     watch.run("data", "Captioned scenes: shards to train on, a held-out set to score on", draw)
 
-    with _shards(arguments.store, arguments.s3_port, data / "train", root / "s3", watch) as (url, environment):
+    with _shards(arguments.store, arguments.s3_port, data / "train", root / "s3", watch) as (
+        url,
+        environment,
+    ):
 
         def train() -> None:
             _call(
                 "deepspeed", "--num_accelerators", arguments.processes, "trainer/run.py", "--config", CONFIG,
-                f"run_dir={run_dir}", f"data.shards={url}", f"evaluation.data_root={data / 'eval'}", *arguments.overrides,
+                f"run_dir={run_dir}", f"data.shards={url}", f"evaluation.data_root={data / 'eval'}",
+                *arguments.overrides,
                 environment=environment,
             )  # fmt: skip
 
@@ -200,9 +231,16 @@ def _report(summary: Summary, root: Path, run_dir: Path) -> None:
     for name, value in asdict(summary).items():
         sign, bound = TARGETS.get(name, ("", 0.0))
         holds = value >= bound if sign == ">=" else value <= bound
-        table.add_row(name, f"{value:,.3f}", f"{sign} {bound:g}" if sign else "", ("holds" if holds else "MISSED") if sign else "")
+        table.add_row(
+            name,
+            f"{value:,.3f}",
+            f"{sign} {bound:g}" if sign else "",
+            ("holds" if holds else "MISSED") if sign else "",
+        )
     Console().print(table)
-    print(f"pictures   {root / 'evaluation'}\nscenes     {root / 'scenes.png'}\nsummary    {root / 'summary.json'}")
+    print(
+        f"pictures   {root / 'evaluation'}\nscenes     {root / 'scenes.png'}\nsummary    {root / 'summary.json'}"
+    )
     print(f"MLflow     mlflow ui --backend-store-uri sqlite:///{run_dir / 'mlflow.db'}")
     print(f'your words segclip-segment IMAGE --checkpoint {run_dir / "export"} --classes "red circle" sand')
 

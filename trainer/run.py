@@ -17,10 +17,16 @@ GRACE_SECONDS = 5.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the configuration says; exit code 0 when the run is complete, 2 when its user has to mend something."""
     parser = argparse.ArgumentParser(prog="trainer/run.py", description="Train SegCLIP.")
-    parser.add_argument("--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml")
+    parser.add_argument(
+        "--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml"
+    )
     parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # given by launchers
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # given by launchers
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
+    )
     arguments = parser.parse_args(argv)
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))

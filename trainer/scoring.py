@@ -25,7 +25,9 @@ def check_evaluation(config: EvaluationConfig) -> None:
     if config.dataset is None:
         return
     if config.data_root is None:
-        raise ValueError(f"evaluation.dataset is {config.dataset!r}, so evaluation.data_root must name its folder")
+        raise ValueError(
+            f"evaluation.dataset is {config.dataset!r}, so evaluation.data_root must name its folder"
+        )
     load_protocol(config.protocol).rule(open_dataset(config.dataset, config.data_root).name)
 
 

@@ -30,22 +30,31 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(True, description="Record the run in MLflow.")
-    experiment: str = Field("segclip", min_length=1, description="MLflow experiment that the run appears under.")
+    experiment: str = Field(
+        "segclip", min_length=1, description="MLflow experiment that the run appears under."
+    )
     uri: str | None = Field(
-        None, description="Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the run folder."
+        None,
+        description="Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the run folder.",
     )
     flush_seconds: float = Field(60.0, gt=0, description="Longest wait for the server at the end of the run.")
 
 
 def tracking_uri(config: TrackingConfig, run_dir: str | Path) -> str:
     """Config, then environment, then ``sqlite:///<run_dir>/mlflow.db``."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(run_dir).resolve() / 'mlflow.db'}"
+    return (
+        config.uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{Path(run_dir).resolve() / 'mlflow.db'}"
+    )
 
 
 class Tracker:
     """One MLflow run, written by rank 0. Methods return at once; ``finish`` waits for what is still queued."""
 
-    def __init__(self, config: TrackingConfig, run_dir: str | Path, run_name: str, run_id: str | None = None) -> None:
+    def __init__(
+        self, config: TrackingConfig, run_dir: str | Path, run_name: str, run_id: str | None = None
+    ) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._run_name = run_name
@@ -89,7 +98,8 @@ class Tracker:
             from mlflow.entities import Metric
 
             self._client.log_batch(
-                self._run_id, metrics=[Metric(key, float(value), timestamp, step) for key, value in values.items()]
+                self._run_id,
+                metrics=[Metric(key, float(value), timestamp, step) for key, value in values.items()],
             )
 
         self._jobs.put(send)
@@ -110,7 +120,11 @@ class Tracker:
         self._jobs.put(None)
         self._thread.join(self._config.flush_seconds)
         if self._thread.is_alive():
-            log.warning("MLflow did not answer within %.0f s: %d records were not sent", self._config.flush_seconds, self._jobs.qsize())
+            log.warning(
+                "MLflow did not answer within %.0f s: %d records were not sent",
+                self._config.flush_seconds,
+                self._jobs.qsize(),
+            )
         elif self._failures:
             log.warning("MLflow refused %d records; the first error was: %s", self._failures, self._failure)
 
@@ -146,14 +160,22 @@ class Tracker:
                 self._client.update_run(self._run_id, status="RUNNING")
                 return
             except MlflowException as error:
-                log.warning("MLflow run %s cannot be continued (%s); a new one is started", self._run_id, one_line_of(error))
+                log.warning(
+                    "MLflow run %s cannot be continued (%s); a new one is started",
+                    self._run_id,
+                    one_line_of(error),
+                )
         experiment = self._client.get_experiment_by_name(self._config.experiment)
         if experiment is not None:
             experiment_id = experiment.experiment_id
         else:
             # A sqlite store has no server to keep files: they lie beside it, not in the folder one happens to be in.
-            artifacts = (self._run_dir.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-            experiment_id = self._client.create_experiment(self._config.experiment, artifact_location=artifacts)
+            artifacts = (
+                (self._run_dir.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            )
+            experiment_id = self._client.create_experiment(
+                self._config.experiment, artifact_location=artifacts
+            )
         self._run_id = self._client.create_run(experiment_id, run_name=self._run_name).info.run_id
 
 

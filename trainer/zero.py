@@ -18,8 +18,12 @@ class ZeroConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stage: Literal[0, 1, 2, 3] = Field(1, description="0 replicates everything; 1 is right up to a few billion parameters.")
-    overlap_communication: bool = Field(True, description="Reduce gradients while the backward pass still runs.")
+    stage: Literal[0, 1, 2, 3] = Field(
+        1, description="0 replicates everything; 1 is right up to a few billion parameters."
+    )
+    overlap_communication: bool = Field(
+        True, description="Reduce gradients while the backward pass still runs."
+    )
     bucket_elements: int = Field(
         50_000_000, gt=0, description="Elements reduced at once: larger is faster, smaller needs less memory."
     )

@@ -56,7 +56,9 @@ class Purpose(IntEnum):
     INIT = 48
 
 
-def philox_torch(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox_torch(
+    seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10 on int64 tensors that hold 32-bit words.
 
     Args:
@@ -113,7 +115,13 @@ def uniform(seed: int, purpose: int, positions: Tensor, count: int) -> Tensor:
     blocks = torch.arange((count + 3) // 4, device=positions.device)[None, :]
     positions_B1 = positions.long()[:, None]
     words = philox_torch(
-        seed, (blocks, positions_B1 & MASK_32, (positions_B1 >> 32) & MASK_32, torch.full_like(blocks, int(purpose)))
+        seed,
+        (
+            blocks,
+            positions_B1 & MASK_32,
+            (positions_B1 >> 32) & MASK_32,
+            torch.full_like(blocks, int(purpose)),
+        ),
     )
     bits = torch.stack(words, dim=-1).flatten(1)[:, :count]
     return ((bits >> 9).float() + 0.5) * UNIFORM_STEP
@@ -134,7 +142,9 @@ def uniform_numpy(
     return ((bits >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(UNIFORM_STEP)
 
 
-def _words_numpy(seed: int, purpose: int, positions: int | NDArray[np.integer], count: int) -> NDArray[np.uint64]:
+def _words_numpy(
+    seed: int, purpose: int, positions: int | NDArray[np.integer], count: int
+) -> NDArray[np.uint64]:
     position_B1 = np.atleast_1d(np.asarray(positions)).astype(np.uint64)[:, None]
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)[None, :]
     words = philox_numpy(

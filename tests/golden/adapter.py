@@ -317,7 +317,7 @@ def trainloop_outputs(
     variant: str,
     accumulate: int = 1,
 ) -> Arrays:
-    """A few updates of the original's recipe, each from ``accumulate`` batches with negatives of their own."""
+    """Updates of the original's recipe, each from ``accumulate`` batches with negatives of their own."""
     model = model_of(cfg, state).train()
     freeze(model, FROZEN)
     optimizer = build_optimizer(model, RECIPE)

@@ -21,7 +21,10 @@ def test_every_recipe_is_valid(path: Path) -> None:
 
 
 def test_overrides() -> None:
-    config = load_run_config(QUICKSTART, ["train.steps=7", "optimizer.lr=2e-4", "zero.stage=3", "name=other", "evaluation.dataset=null"])
+    config = load_run_config(
+        QUICKSTART,
+        ["train.steps=7", "optimizer.lr=2e-4", "zero.stage=3", "name=other", "evaluation.dataset=null"],
+    )
     assert (config.train.steps, config.optimizer.lr, config.zero.stage, config.name) == (7, 2e-4, 3, "other")
     assert config.evaluation.dataset is None
 
@@ -64,7 +67,9 @@ def test_missing_section(tmp_path: Path) -> None:
         load_run_config(path)
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), ("- a\n", "mapping"), ("", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not valid YAML"), ("- a\n", "mapping"), ("", "mapping")]
+)
 def test_not_a_configuration(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(text)

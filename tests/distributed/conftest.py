@@ -1,0 +1,109 @@
+"""Two real ranks over gloo, started by the launcher that users start them with."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+
+ROOT = Path(__file__).parents[2]
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+SMALL: dict[str, Any] = {
+    "name": "test",
+    "run_dir": "",
+    "model": {
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_width": 32,
+        "vision_heads": 2,
+        "vision_layers": 3,
+        "first_stage_layers": 2,
+        "centers": 4,
+        "center_init_std": 1.0,
+        "ignore_empty_centers": True,
+        "embed_dim": 32,
+        "text_width": 32,
+        "text_heads": 2,
+        "text_layers": 1,
+        "context_length": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
+    "data": {
+        "shards": "",
+        "image_size": 32,
+        "words": 16,
+        "workers": 0,
+        "lanes": 4,
+        "shuffle_block": 20,
+        "caption_parts": {"full": 0.8, "object": 0.12, "ground": 0.08},
+    },
+    "loss": {"superpixel_kl": 10.0, "skip_false_negatives": True},
+    "train": {"steps": 6, "global_batch": 16, "precision": "fp32", "log_every": 1},
+    "optimizer": {"lr": 1e-3, "frozen": ["text.token_embedding"]},
+    "schedule": {"warmup": 0.3},
+    "checkpoint": {"every": 3},
+    "tracking": {"enabled": False},
+}
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 scenes in 4 shards."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scene_shards(str(folder), SceneSet(80, 3, size=48), per_shard=20, processes=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of some ten thousand weights and six steps."""
+    folder = tmp_path_factory.mktemp("config")
+    tree = {**SMALL, "run_dir": str(folder / "run"), "data": {**SMALL["data"], "shards": str(shards)}}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """Run a script on some ranks by ``deepspeed`` and return when all have ended."""
+
+    def run(
+        script: Path, *arguments: object, ranks: int = 2, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        binaries = Path(sys.executable).parent
+        return subprocess.run(
+            [
+                binaries / "deepspeed",
+                "--num_accelerators",
+                str(ranks),
+                "--master_port",
+                str(free_port()),
+                script,
+                *map(str, arguments),
+            ],
+            env={**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
