@@ -1,0 +1,1 @@
+"""Benchmarks, sliding-window inference, metrics, pictures and their command lines."""

@@ -111,15 +111,16 @@ def _write_names(
     places: list[tuple[float, float, int, int, int, str]] = []
     smallest = 0.004 * labels.size
     for label, name in wanted:
-        pieces, count = ndimage.label(labels == label)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-        for piece in range(1, count + 1):
+        pieces, _ = ndimage.label(labels == label)
+        sizes = np.bincount(pieces.ravel())
+        for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
             if sizes[piece] < smallest:
                 continue
             # Padding: the border of the picture bounds a region too.
-            depths = ndimage.distance_transform_edt(np.pad(pieces == piece, 1))[1:-1, 1:-1]
-            middle = divmod(int(depths.argmax()), depths.shape[1])
-            places.append((float(sizes[piece]), float(depths.max()), *middle, label, name))
+            depths = ndimage.distance_transform_edt(np.pad(pieces[box] == piece, 1))[1:-1, 1:-1]
+            row, column = divmod(int(depths.argmax()), depths.shape[1])
+            place = (row + box[0].start, column + box[1].start)
+            places.append((float(sizes[piece]), float(depths.max()), *place, label, name))
     draw = ImageDraw.Draw(picture)
     taken: list[tuple[float, float, float, float]] = []
     shorter = min(picture.size)

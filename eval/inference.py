@@ -66,7 +66,7 @@ def resized_size(height: int, width: int, short_side: int, long_side_max: int | 
 
 def resize(image_HW3: NDArray[np.uint8], geometry: Geometry) -> Tensor:
     """uint8 [3, h, w]: the image resized as ``geometry`` says, rounded to 8 bits as image libraries do."""
-    image_3HW = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
+    image_3HW = torch.from_numpy(np.require(image_HW3, requirements=["C", "W"])).permute(2, 0, 1)
     size = resized_size(image_HW3.shape[0], image_HW3.shape[1], geometry.short_side, geometry.long_side_max)
     if size == image_HW3.shape[:2]:
         return image_3HW.contiguous()

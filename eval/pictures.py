@@ -76,7 +76,7 @@ def write_pictures(
             title=f"{dataset.name}: mean IoU {100 * result.miou:.1f} %",
             subtitle=which,
         )
-        page.save(folder / f"{name}.png", optimize=True)
+        page.save(folder / f"{name}.png")
         written[name] = folder / f"{name}.png"
     return written
 

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks. Cheap checks come first, so that a typing error costs no time."""
     from segclip.eval.datasets import open_dataset
+    from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
 
     protocol = load_protocol(arguments.protocol or ("scenes" if arguments.dataset == "scenes" else "segclip"))
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--pictures must be at least 0, got {arguments.pictures}")
     dataset = open_dataset(arguments.dataset, arguments.data_root, arguments.split).first(arguments.limit)
     protocol.rule(dataset.name)
+    checkpoint = find_export(arguments.checkpoint)
 
     from rich.console import Console
 
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from segclip.eval.report import class_table, summary_line
     from segclip.eval.weights import load_model, pick_device
 
-    loaded = load_model(arguments.checkpoint, pick_device(arguments.device))
+    loaded = load_model(checkpoint, pick_device(arguments.device))
     result = evaluate(
         loaded.model,
         dataset,
@@ -73,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     console.print(class_table(result))
     for line in result.skipped:
-        console.print(f"left out: {line}", style="yellow", markup=False)
-    console.print(summary_line(result), markup=False, highlight=False)
+        console.print(f"left out: {line}", style="yellow", markup=False, soft_wrap=True)
+    console.print(summary_line(result), markup=False, highlight=False, soft_wrap=True)
     if arguments.out is not None:
         folder = Path(arguments.out)
         written = [result.write(folder / "result.json")]

@@ -59,18 +59,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write overlay, label map and JSON for each picture; go on past pictures that do not read."""
-    from segclip.eval.segment import Segmenter, check_classes
+    from segclip.eval.words import check_classes
 
     check_classes(arguments.classes)
     missing = [name for name in arguments.images if not Path(name).exists()]
     if missing:
         raise ValueError(f"no such image file: {missing[0]}; give picture files first, then --classes")
 
+    from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
+
+    checkpoint = find_export(arguments.checkpoint)
+    named = load_protocol(arguments.protocol) if arguments.protocol else None
+
+    from segclip.eval.segment import Segmenter
     from segclip.eval.weights import default_protocol, load_model, pick_device, weights_sha256
 
-    named = load_protocol(arguments.protocol) if arguments.protocol else None
-    loaded = load_model(arguments.checkpoint, pick_device(arguments.device))
+    loaded = load_model(checkpoint, pick_device(arguments.device))
     protocol = named or load_protocol(default_protocol(loaded.card))
     segmenter = Segmenter(
         loaded.model,

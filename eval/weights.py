@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segclip.eval.exports import CONFIG_FILE, find_export
 from segclip.eval.protocol import protocol_names
-from segclip.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
+from segclip.models.checkpoint import load
 from segclip.models.segclip import SegCLIP
 
-__all__ = ["LoadedModel", "default_protocol", "find_export", "load_model", "pick_device", "weights_sha256"]
+__all__ = ["LoadedModel", "default_protocol", "load_model", "pick_device", "weights_sha256"]
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,6 @@ def pick_device(name: str = "auto") -> torch.device:
             f"there is no device {name!r} here; {torch.cuda.device_count()} CUDA devices are visible"
         )
     return device
-
-
-def find_export(path: str | Path) -> Path:
-    """The export folder or checkpoint file that ``path`` means.
-
-    ``path`` may be an export folder, a folder that holds one as ``export`` (a run's folder or one of its
-    checkpoints), or a released checkpoint file.
-
-    Raises:
-        ValueError: there is nothing that can be loaded.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: there is no such file or folder")
-    for folder in (path, path / "export"):
-        if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
-            return folder
-    raise ValueError(
-        f"{path} is no checkpoint: neither it nor {path / 'export'} holds {WEIGHTS_FILE} and {CONFIG_FILE}; "
-        "give the export folder that training writes at its end"
-    )
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:

@@ -1,0 +1,34 @@
+"""Where an exported network lies, found without loading anything: a wrong path is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "find_export"]
+
+# As in segclip.models.checkpoint, whose import takes seconds.
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def find_export(path: str | Path) -> Path:
+    """The export folder or checkpoint file that ``path`` means.
+
+    ``path`` may be an export folder, a folder that holds one as ``export`` (a run's folder or one of its
+    checkpoints), or a released checkpoint file.
+
+    Raises:
+        ValueError: there is nothing that can be loaded.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}: there is no such file or folder")
+    for folder in (path, path / "export"):
+        if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+            return folder
+    raise ValueError(
+        f"{path} is no checkpoint: neither it nor {path / 'export'} holds {WEIGHTS_FILE} and {CONFIG_FILE}; "
+        "give the export folder that training writes at its end"
+    )

@@ -1,0 +1,190 @@
+"""``segclip-eval`` and ``segclip-segment`` as their users meet them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segclip.eval import run, segment_cli
+
+
+def call(module, capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line in this process."""
+    with pytest.raises(SystemExit) as exit:
+        module.main([str(each) for each in arguments])
+    out, err = capsys.readouterr()
+    return int(exit.value.code or 0), out, err
+
+
+def one_line(text: str) -> str:
+    """The error line; everything else on stderr would be noise to a user."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def photo(tmp_path, pictures) -> Path:
+    Image.fromarray(pictures(50, 70)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def test_eval_writes_result_and_pictures(checkpoint, scenes_root, tmp_path, capsys) -> None:
+    out = tmp_path / "scores"
+    code, printed, _ = call(
+        run, capsys, "--checkpoint", checkpoint.parent, "--dataset", "scenes", "--data-root", scenes_root,
+        "--out", out, "--limit", 2, "--pictures", 1,
+    )  # fmt: skip
+    assert code == 0
+    assert "red circle" in printed
+    assert "mIoU" in printed
+    result = json.loads((out / "result.json").read_text())
+    assert result["images"] == 2
+    assert result["protocol"]["name"] == "scenes"
+    assert {each.name for each in out.iterdir()} == {
+        "result.json",
+        "confusion.png",
+        "overlays.png",
+        "worst.png",
+    }
+
+
+def test_eval_can_go_on_past_broken_images(checkpoint, scenes_root, capsys) -> None:
+    (scenes_root / "VOCdevkit/VOC2012/JPEGImages/scene_2.jpg").write_bytes(b"broken")
+    wanted = ("--checkpoint", checkpoint, "--dataset", "scenes", "--data-root", scenes_root)
+    code, _, errors = call(run, capsys, *wanted)
+    assert code == 2
+    assert "scene_2.jpg does not decode as an image" in errors
+    code, printed, _ = call(run, capsys, *wanted, "--skip-broken")
+    assert code == 0
+    assert "left out: scene_2" in printed
+    assert "1 images could not be read" in printed
+
+
+def test_segment_writes_overlay_labels_and_areas(checkpoint, photo, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "photo.jpg"
+    twin.write_bytes(photo.read_bytes())
+    code, printed, _ = call(
+        segment_cli,
+        capsys,
+        photo,
+        twin,
+        "--classes",
+        "red circle",
+        "sand",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        out,
+    )
+    assert code == 0
+    assert str(photo) in printed
+    names = ["photo.json", "photo_labels.png", "photo_overlay.png"]
+    assert sorted(each.name for each in out.iterdir()) == sorted(
+        names + [n.replace("photo", "photo-2") for n in names]
+    )
+    content = json.loads((out / "photo.json").read_text())
+    assert [each["name"] for each in content["classes"]] == ["red circle", "sand"]
+    assert sum(each["share"] for each in content["classes"]) == pytest.approx(1, abs=1e-5)
+    assert content["protocol"] == "scenes"  # from the checkpoint's card
+    with Image.open(out / "photo_labels.png") as picture:
+        labels = np.asarray(picture)
+    assert labels.shape == (50, 70)
+    assert [int((labels == each["label"]).sum()) for each in content["classes"]] == [
+        each["pixels"] for each in content["classes"]
+    ]
+
+
+def test_segment_goes_on_past_broken_pictures(checkpoint, photo, tmp_path, bomb, capsys) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    huge = bomb(tmp_path / "huge.png", 20_000)
+    code, _, errors = call(
+        segment_cli, capsys, broken, huge, photo, "--classes", "a", "b", "--checkpoint", checkpoint,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    first, second = errors.strip().splitlines()
+    assert first.startswith(f"error: {broken} does not decode")
+    assert second.startswith(f"error: {huge} has more than the")
+    assert (tmp_path / "out" / "photo.json").is_file()
+
+
+EVAL = ("--checkpoint", "{export}", "--dataset", "scenes", "--data-root", "{root}")
+SEGMENT = ("{photo}", "--checkpoint", "{export}", "--classes", "cat")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (run, (*EVAL, "--dataset", "scene"), "unknown data set 'scene' (did you mean 'scenes'?)"),
+        (run, (*EVAL, "--protocol", "scens"), "unknown protocol 'scens' (did you mean 'scenes'?)"),
+        (run, (*EVAL, "--protocol", "segclip"), "protocol 'segclip' says nothing about data set 'scenes'"),
+        (run, (*EVAL, "--data-root", "nowhere"), "data root nowhere is not a folder"),
+        (run, (*EVAL, "--split", "test"), "test.txt is missing"),
+        (run, (*EVAL, "--checkpoint", "nowhere"), "no checkpoint at nowhere"),
+        (run, (*EVAL, "--checkpoint", "{root}"), "is no checkpoint"),
+        (run, (*EVAL, "--checkpoint", "{photo}"), "photo.jpg"),
+        (run, (*EVAL, "--limit", "0"), "must be at least 1, got 0"),
+        (run, (*EVAL, "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (run, (*EVAL, "--pictures", "-1"), "--pictures must be at least 0, got -1"),
+        (run, (*EVAL, "--device", "gpu"), "unknown device 'gpu'"),
+        (segment_cli, (*SEGMENT[:-1],), "no classes given"),
+        (segment_cli, (*SEGMENT, ""), "class 2 of 2 is an empty word"),
+        (segment_cli, (*SEGMENT, "Cat"), "class 'Cat' is given twice"),
+        (segment_cli, (*SEGMENT, "supercalifragilistic " * 9), "tokens, but the model reads only 16"),
+        (segment_cli, ("nowhere.jpg", *SEGMENT), "no such image file: nowhere.jpg"),
+        (segment_cli, (*SEGMENT, "--checkpoint", "nowhere"), "no checkpoint at nowhere"),
+        (segment_cli, (*SEGMENT, "--protocol", "foto"), "unknown protocol 'foto' (did you mean 'photo'?)"),
+        (
+            segment_cli,
+            (*SEGMENT, "--background", "threshold"),
+            "the single class 'cat' every score is 1",
+        ),
+        (segment_cli, (*SEGMENT, "--threshold", "0.3"), "only used with background='threshold'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    module, arguments, message, checkpoint, scenes_root, photo, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [each.format(export=checkpoint, root=scenes_root, photo=photo) for each in arguments]
+    code, _, errors = call(module, capsys, *filled)
+    assert code == 2
+    assert message in one_line(errors)
+
+
+def test_debug_shows_the_stack_trace(tmp_path) -> None:
+    wanted = ["--checkpoint", "x", "--dataset", "scenes", "--data-root", str(tmp_path / "x")]
+    with pytest.raises(ValueError, match="is not a folder"):
+        run.main([*wanted, "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("run", "--checkpoint x --dataset ade --data-root .", "error: unknown data set 'ade'"),
+        ("segment_cli", "x.jpg --checkpoint x --classes", "error: no classes given"),
+        ("segment_cli", f"{__file__} --checkpoint nowhere --classes cat", "error: no checkpoint at nowhere"),
+    ],
+)
+def test_a_real_process_ends_with_one_line_and_a_code(module, arguments, message) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"segclip.eval.{module}", *arguments.split()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith(message)

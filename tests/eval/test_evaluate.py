@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from segclip.eval.datasets import open_dataset
+from segclip.eval.evaluate import evaluate, predict_dataset
+from segclip.eval.pictures import spread, write_pictures
+from segclip.eval.protocol import load_protocol
+from segclip.eval.report import class_table, summary_line
+
+SCENES = load_protocol("scenes")
+
+
+def test_score_equals_counting_by_hand(model, scenes_root) -> None:
+    dataset = open_dataset("scenes", scenes_root)
+    result = evaluate(model, dataset, SCENES)
+    hit, union = np.zeros(16, int), np.zeros(16, int)
+    for sample, prediction in predict_dataset(model, dataset, SCENES):
+        found = prediction.labels().numpy()
+        assert found.shape == sample.label_HW.shape
+        counted = sample.label_HW != 255
+        for label in range(16):
+            truth, mine = sample.label_HW[counted] == label, found[counted] == label
+            hit[label] += (truth & mine).sum()
+            union[label] += (truth | mine).sum()
+    assert result.miou == pytest.approx((hit / union).mean())
+    assert [each.iou for each in result.classes] == pytest.approx((hit / union).tolist())
+    assert result.accuracy == pytest.approx(hit.sum() / result.pixels)
+    assert result.images == 5
+    assert result.pixels == sum(int((dataset[n].label_HW != 255).sum()) for n in range(5))
+    assert len({each.predicted_pixels for each in result.classes}) > 3  # the model is lively enough to count
+
+
+def test_batch_size_and_limit(model, scenes_root) -> None:
+    dataset = open_dataset("scenes", scenes_root)
+    assert (
+        evaluate(model, dataset, SCENES, batch_size=1).confusion == evaluate(model, dataset, SCENES).confusion
+    )
+    assert evaluate(model, dataset.first(2), SCENES).images == 2
+
+
+def test_the_models_mode_is_left_as_it_was(model, scenes_root) -> None:
+    dataset = open_dataset("scenes", scenes_root).first(1)
+    quiet = evaluate(model, dataset, SCENES)
+    model.train()
+    try:
+        assert evaluate(model, dataset, SCENES).confusion == quiet.confusion
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_result_says_what_it_was_made_from_and_survives_json(model, scenes_root, tmp_path) -> None:
+    result = evaluate(model, open_dataset("scenes", scenes_root), SCENES, checkpoint="runs/x/export")
+    content = json.loads(result.write(tmp_path / "deep" / "result.json").read_text())
+    assert content["protocol"]["name"] == "scenes"
+    assert content["protocol_sha256"] == SCENES.sha256
+    assert len(content["weights_sha256"]) == 64
+    assert content["checkpoint"] == "runs/x/export"
+    assert np.array(content["confusion"]).sum() == content["pixels"]
+    assert "mIoU" in summary_line(result)
+    assert class_table(result).row_count == 16
+    with torch.no_grad():
+        model.logit_scale += 1
+        changed = evaluate(model, open_dataset("scenes", scenes_root).first(1), SCENES)
+        model.logit_scale -= 1
+    assert changed.weights_sha256 != content["weights_sha256"]
+
+
+def test_broken_images_stop_or_are_named(model, scenes_root) -> None:
+    dataset = open_dataset("scenes", scenes_root)
+    dataset.image_paths[1].write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"scene_1\.jpg does not decode as an image"):
+        evaluate(model, dataset, SCENES)
+    result = evaluate(model, dataset, SCENES, on_error="skip")
+    assert result.images == 4
+    assert len(result.skipped) == 1
+    assert result.skipped[0].startswith("scene_1: ")
+    assert [each.key for each in result.per_image] == ["scene_0", "scene_2", "scene_3", "scene_4"]
+
+
+def test_nothing_readable_is_an_error(model, scenes_root) -> None:
+    dataset = open_dataset("scenes", scenes_root).first(1)
+    dataset.image_paths[0].write_bytes(b"broken")
+    with pytest.raises(ValueError, match="no labelled pixel of data set 'scenes' could be scored; first"):
+        evaluate(model, dataset, SCENES, on_error="skip")
+
+
+def test_background_rule_and_class_list_must_fit(model, tmp_path, write_voc, pictures, scenes_root) -> None:
+    write_voc(tmp_path / "voc", [("a", pictures(24, 24), np.full((24, 24), 20))])
+    voc = open_dataset("voc21", tmp_path / "voc")
+    scenes = open_dataset("scenes", scenes_root)
+
+    def with_rule(name, **rule):
+        return SCENES.model_validate({**SCENES.model_dump(), "datasets": {name: rule}})
+
+    with pytest.raises(ValueError, match="has a background class, but protocol 'scenes' gives no"):
+        evaluate(model, voc, with_rule("voc21"))
+    with pytest.raises(ValueError, match="which has no background class"):
+        evaluate(model, scenes, with_rule("scenes", background="threshold", threshold=0.5))
+    with pytest.raises(ValueError, match="names 2 classes for data set 'scenes', which has 16"):
+        evaluate(model, scenes, with_rule("scenes", classes=("a", "b")))
+    for rule in (
+        {"background": "threshold", "threshold": 0.5},
+        {"background": "words", "background_words": ("sky",)},
+    ):
+        assert len(evaluate(model, voc, with_rule("voc21", **rule)).classes) == 21
+
+
+def test_pictures_are_written(model, scenes_root, tmp_path) -> None:
+    from PIL import Image
+
+    dataset = open_dataset("scenes", scenes_root)
+    result = evaluate(model, dataset, SCENES)
+    written = write_pictures(tmp_path / "out", model, dataset, SCENES, result, count=3)
+    assert set(written) == {"confusion", "overlays", "worst"}
+    for path in written.values():
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    assert set(write_pictures(tmp_path / "few", model, dataset, SCENES, result, count=0)) == {"confusion"}
+
+
+@pytest.mark.parametrize(("total", "count"), [(500, 8), (3, 8), (1, 1), (0, 4)])
+def test_spread(total, count) -> None:
+    places = spread(total, count)
+    assert len(places) == min(total, count) == len(set(places))
+    assert all(0 <= place < total for place in places)
