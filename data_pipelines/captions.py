@@ -54,7 +54,7 @@ def tokenizer(words: int) -> Tokenizer:
 
     encode = SimpleTokenizer(context_length=words)
 
-    @lru_cache(maxsize=65536)
+    @lru_cache(maxsize=8192)
     def tokenize(caption: str) -> NDArray[np.int64]:
         ids: NDArray[np.int64] = encode([caption])[0].numpy()
         ids.flags.writeable = False

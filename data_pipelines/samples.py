@@ -238,7 +238,7 @@ def _resize_nearest(map_HW: NDArray[np.integer], box: Box, size: int) -> NDArray
     return map_HW.take(_nearest(box.top, box.height, size), 0).take(_nearest(box.left, box.width, size), 1)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def _nearest(start: int, length: int, size: int) -> NDArray[np.int64]:
     """The pixel under the centre of each of ``size`` equal parts of ``length`` pixels from ``start``."""
     steps = (2 * np.arange(size) + 1) * length // (2 * size)

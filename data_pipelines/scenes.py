@@ -42,10 +42,11 @@ MIN_SIZE = 32
 OBJECT_CLASSES = len(COLOURS) * len(SHAPES)
 MAX_OBJECTS = 3
 # Radius of an object as a share of the picture's side, by the number of objects in the scene.
-RADII = {1: (0.20, 0.29), 2: (0.17, 0.225), 3: (0.15, 0.18)}
+RADII = {1: (0.24, 0.34), 2: (0.19, 0.235), 3: (0.165, 0.195)}
+BRIGHTNESS_STEPS = 7
 REACH = 1.22  # no shape reaches further from its centre than this many radii
 PUSHES = 24  # rounds in which overlapping objects move apart
-ROTATIONS = {"circle": (0.0, 1), "square": (36.0, 9), "star": (72.0, 12)}  # range in degrees, steps
+ROTATIONS = {"circle": (0.0, 1), "square": (24.0, 7), "star": (72.0, 12)}  # range in degrees, steps
 _COLOUR_NAMES = tuple(COLOURS)
 _DRAWS = 1 + 1 + OBJECT_CLASSES + 5 + 2 * MAX_OBJECTS + 2 * MAX_OBJECTS
 
@@ -74,7 +75,7 @@ class Scene:
     index: int
     objects: tuple[SceneObject, ...]
     ground: str
-    window: tuple[int, float, float, bool, float]
+    window: tuple[int, float, float, bool, int]
 
     @property
     def caption(self) -> str:
@@ -140,7 +141,7 @@ def draw_scenes(seed: int, start: int, count: int) -> list[Scene]:
             float(cut[1]),
             float(cut[2]),
             bool(cut[3] < 0.5),
-            0.9 + 0.2 * float(cut[4]),
+            int(cut[4] * BRIGHTNESS_STEPS),
         )
         scenes.append(Scene(start + b, tuple(objects), GROUNDS[int(ground[b, 0] * len(GROUNDS))], piece))
     return scenes
@@ -190,12 +191,12 @@ def render(scene: Scene, size: int = DEFAULT_SIZE) -> tuple[NDArray[np.uint8], N
         raise ValueError(f"scene size {size} is too small: objects need a side of at least {MIN_SIZE} pixels")
     ground = GROUNDS.index(scene.ground)
     variant, row, column, mirrored, brightness = scene.window
-    texture = texture_bank(size)[ground][variant]
+    texture = _lit_texture(size, ground, variant, brightness)
     top, left = int(row * size), int(column * size)
     piece = texture[top : top + size, left : left + size]
     if mirrored:
         piece = piece[:, ::-1]
-    picture_HW3 = np.take(_brightness_table(round(brightness, 2)), piece)
+    picture_HW3 = piece.copy()
     labels_HW = np.full((size, size), OBJECT_CLASSES + ground, dtype=np.uint8)
     for each in scene.objects:
         stamp = _stamp(each.shape, max(1, round(each.radius * size)), each.rotation)
@@ -210,9 +211,12 @@ def render(scene: Scene, size: int = DEFAULT_SIZE) -> tuple[NDArray[np.uint8], N
     return picture_HW3, labels_HW
 
 
-@lru_cache(maxsize=64)
-def _brightness_table(gain: float) -> NDArray[np.uint8]:
-    return np.clip(np.arange(256) * gain, 0, 255).astype(np.uint8)
+@lru_cache(maxsize=len(GROUNDS) * VARIANTS * BRIGHTNESS_STEPS)
+def _lit_texture(size: int, ground: int, variant: int, brightness: int) -> NDArray[np.uint8]:
+    """A texture of the bank, made darker or lighter by up to a tenth."""
+    gain = 0.9 + 0.2 * brightness / (BRIGHTNESS_STEPS - 1)
+    lit = texture_bank(size)[ground][variant] * np.float32(gain)
+    return np.clip(lit, 0, 255).astype(np.uint8)
 
 
 class _Stamp:
@@ -264,10 +268,10 @@ def _distance(
         return np.asarray(np.hypot(x, y) - radius, dtype=np.float32)
     if shape == "square":
         rounding = 0.08 * radius
-        dx, dy = np.abs(x) - (0.86 * radius - rounding), np.abs(y) - (0.86 * radius - rounding)
+        dx, dy = np.abs(x) - (0.92 * radius - rounding), np.abs(y) - (0.92 * radius - rounding)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
         return np.asarray(outside + np.minimum(np.maximum(dx, dy), 0) - rounding, dtype=np.float32)
-    return _star_distance(x, y, REACH * radius, 0.56)
+    return _star_distance(x, y, REACH * radius, 0.48)
 
 
 def _star_distance(

@@ -42,6 +42,7 @@ class SuperpixelMethod(BaseModel):
     min_size_factor: float = Field(
         default=0.1, ge=0, le=1, description="Regions under this share of the mean size are merged."
     )
+    iterations: int = Field(default=10, ge=1, le=100, description="Rounds of clustering.")
     shrink: int = Field(
         default=1,
         ge=1,
@@ -106,7 +107,7 @@ def _slic() -> Callable[[NDArray[np.uint8], SuperpixelMethod], NDArray[np.int16]
             # Pictures are shared out over processes; OpenMP threads of each would spin against the others.
             num_threads=1,
         )
-        return np.asarray(slic.iterate(picture_HW3), dtype=np.int16)
+        return np.asarray(slic.iterate(picture_HW3, max_iter=method.iterations), dtype=np.int16)
 
     return run
 
@@ -122,7 +123,14 @@ def _has_avx2() -> bool:
 def _scikit_slic(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> NDArray[np.int16]:
     from skimage.segmentation import slic
 
-    labels = slic(picture_HW3, n_segments=method.segments, compactness=method.compactness, start_label=0)
+    labels = slic(
+        picture_HW3,
+        n_segments=method.segments,
+        compactness=method.compactness,
+        max_num_iter=method.iterations,
+        min_size_factor=method.min_size_factor,
+        start_label=0,
+    )
     return np.asarray(labels, dtype=np.int16)
 
 
