@@ -1,0 +1,55 @@
+"""Which parameter learns at which rate; the original's groups are compared name by name in tests/golden."""
+
+from __future__ import annotations
+
+import pytest
+
+from segclip.models import SegCLIP, segclip_quickstart
+from segclip.trainer.optimizer import OptimizerConfig, freeze, parameter_groups
+
+
+@pytest.fixture
+def model() -> SegCLIP:
+    return segclip_quickstart()
+
+
+def test_every_trainable_parameter_is_in_one_group(model: SegCLIP) -> None:
+    groups = parameter_groups(model, OptimizerConfig(lr=1.0, lower_lr=0.1, lower_text_lr=0.01))
+    members = [id(p) for group in groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert {group["name"]: group["lr"] for group in groups} == {
+        "pretrained": 0.1, "pretrained_no_decay": 0.1, "text_embeddings_no_decay": 0.01, "new": 1.0, "new_no_decay": 1.0,
+    }  # fmt: skip
+
+
+def test_rates_fall_back_to_the_next_higher_one(model: SegCLIP) -> None:
+    assert {group["lr"] for group in parameter_groups(model, OptimizerConfig(lr=0.5))} == {0.5}
+    rates = {g["name"]: g["lr"] for g in parameter_groups(model, OptimizerConfig(lr=0.5, lower_lr=0.2))}
+    assert rates["text_embeddings_no_decay"] == 0.2
+
+
+def test_decay_rules(model: SegCLIP) -> None:
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decayed(rule: str) -> set[str]:
+        groups = parameter_groups(model, OptimizerConfig(lr=1, decay_rule=rule))  # type: ignore[arg-type]
+        return {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] > 0}
+
+    original, usual = decayed("original"), decayed("usual")
+    assert usual < original
+    assert {"logit_scale", "vision.ln_pre.weight", "text.token_embedding.weight"} <= original - usual
+    assert "vision.patch_embed.proj.weight" in usual
+    assert not any("bias" in name for name in original)
+
+
+def test_freeze_by_name_and_prefix(model: SegCLIP) -> None:
+    freeze(model, ("text.token_embedding", "vision.patch_blocks.0"))
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert "text.token_embedding.weight" in still
+    assert any(name.startswith("vision.patch_blocks.0.") for name in still)
+    assert not any(name.startswith("vision.patch_blocks.1") for name in still)
+
+
+def test_freezing_what_is_not_there_is_refused(model: SegCLIP) -> None:
+    with pytest.raises(ValueError, match=r"'text\.tokens', which is no parameter.*text\.token_embedding"):
+        freeze(model, ("text.tokens",))
