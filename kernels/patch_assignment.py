@@ -9,8 +9,8 @@ Shapes: q [B, G, C], k and v [B, L, C], n, a, h [B, G, L], r [B, G, C]. B batch,
 C width.
 Types: q, k, v in float32 or bfloat16; a, n, y, h in float32, sums in float32; r in the type of v.
 
-The gradient of h reaches r both through the sum and through the count; ``clamp_min`` lets it through at a
-count of exactly one and stops it at a count of zero, where r is zero.
+The gradient of h reaches r through the sum, and through the count where that is above one. (At a count of
+exactly one either slope of the bend would do; the numbers that this is compared with take the flat one.)
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def patch_assignment_reference(
     # soft - soft.detach() is exactly zero, so the value stays exactly 0 or 1 while the gradient is the
     # softmax's.
     hard_BGL = one_hot_BGL + (soft_BGL - soft_BGL.detach())
-    count_BG1 = hard_BGL.sum(dim=2, keepdim=True).clamp_min(1.0)
+    count_BG1 = hard_BGL.sum(dim=2, keepdim=True)
+    # Not clamp_min: versions of torch differ in the gradient they give it at a count of exactly one.
+    count_BG1 = torch.where(count_BG1 > 1.5, count_BG1, 1.0)
     regions_BGC = (hard_BGL @ value_BLC.to(compute)) / count_BG1
     return PatchAssignment(regions_BGC.to(value_BLC.dtype), hard_BGL, logits_BGL)
 

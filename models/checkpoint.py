@@ -7,7 +7,6 @@ code.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,8 +117,8 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
 def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """Sizes of a network from the tensors of a released checkpoint (under released names).
 
-    What tensors do not tell is taken as in the original: text heads of width 64, 8 decoder heads, 75 % masked,
-    temperature 0.9.
+    What tensors do not tell is taken as in the original: text heads of width 64, 8 decoder heads, 75 %
+    masked, temperature 0.9.
 
     Raises:
         ValueError: a tensor that tells a size is not there.
@@ -195,12 +194,13 @@ def _read_released(path: Path) -> dict[str, Tensor]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a malformed pickle can make the reader fail in any way
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors, and nothing else is read: {error}"
+            f"{path} is not a readable checkpoint of plain tensors, and nothing else is read "
+            f"({type(error).__name__}): is it complete, and is it a SegCLIP checkpoint?"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's table of tensors")
     # Training checkpoints of the original keep the weights under a key, and a wrapper may have prefixed the

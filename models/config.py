@@ -38,8 +38,10 @@ class ModelConfig(BaseModel):
     )
     center_init_std: float = Field(0.02, gt=0, description="standard deviation that the centers start with")
     linear_init_std: float = Field(
-        0.02, gt=0, description="standard deviation that linear layers start with; a narrow network needs more, about "
-        "one over the root of its width"
+        0.02,
+        gt=0,
+        description="standard deviation that linear layers start with; a narrow network needs more, about "
+        "one over the root of its width",
     )
     ignore_empty_centers: bool = Field(
         False,
