@@ -18,8 +18,12 @@ def test_every_trainable_parameter_is_in_one_group(model: SegCLIP) -> None:
     members = [id(p) for group in groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert {group["name"]: group["lr"] for group in groups} == {
-        "pretrained": 0.1, "pretrained_no_decay": 0.1, "text_embeddings_no_decay": 0.01, "new": 1.0, "new_no_decay": 1.0,
-    }  # fmt: skip
+        "pretrained": 0.1,
+        "pretrained_no_decay": 0.1,
+        "text_embeddings_no_decay": 0.01,
+        "new": 1.0,
+        "new_no_decay": 1.0,
+    }
 
 
 def test_rates_fall_back_to_the_next_higher_one(model: SegCLIP) -> None:

@@ -1,0 +1,197 @@
+"""The training command refuses bad input in one line, with exit code 2 and no stack trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "trainer" / "run.py"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scene_shards(str(folder), SceneSet(32, 3, size=48), per_shard=8, processes=1)
+    return folder
+
+
+def run(
+    *arguments: str, program: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(program or (sys.executable,)),
+        str(RUN),
+        "--config",
+        str(ROOT / "configs" / "quickstart.yaml"),
+        *arguments,
+    ]
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RANK", "WORLD_SIZE"))
+    }
+    return subprocess.run(
+        command,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def small(shards: Path | str, run_dir: Path) -> list[str]:
+    return [
+        f"data.shards={shards}",
+        f"run_dir={run_dir}",
+        "data.workers=0",
+        "data.lanes=2",
+        "data.shuffle_block=4",
+        "train.global_batch=8",
+        "train.steps=2",
+        "tracking.enabled=false",
+        "evaluation.dataset=null",
+    ]
+
+
+def one_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The single line that starts with ``error:``."""
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if "error: " in line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_misspelt_key_and_wrong_type() -> None:
+    message = one_error(run("model.centres=4", "train.steps=soon"))
+    for word in ("model.centres", "'centers'", "train.steps", "'soon'"):
+        assert word in message
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    message = one_error(run(*small(tmp_path / "nowhere", tmp_path / "run")))
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_no_shards(shards: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (empty / "manifest.json").write_text(json.dumps({**manifest, "shards": []}))
+    assert str(empty) in one_error(run(*small(empty, tmp_path / "run")))
+
+
+def test_fewer_shards_than_workers(shards: Path, tmp_path: Path) -> None:
+    message = one_error(run(*small(shards, tmp_path / "run"), "data.workers=6", "data.lanes=6"))
+    assert "6" in message
+    assert "4" in message
+
+
+def test_missing_evaluation_data_is_found_before_training(shards: Path, tmp_path: Path) -> None:
+    message = one_error(
+        run(
+            *small(shards, tmp_path / "run"),
+            "evaluation.dataset=scenes",
+            f"evaluation.data_root={tmp_path}/eval",
+        )
+    )
+    assert f"{tmp_path}/eval" in message
+
+
+def test_a_batch_that_the_ranks_cannot_share(shards: Path, tmp_path: Path) -> None:
+    launcher = (
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        "29713",
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    message = one_error(
+        run(*small(shards, tmp_path / "run"), "train.global_batch=9", program=launcher, PATH=path)
+    )
+    assert "9" in message
+    assert "8 or 10" in message
+
+
+@pytest.mark.parametrize("broken", ["picture", "caption"])
+def test_a_bad_sample_on_one_rank_stops_both(shards: Path, tmp_path: Path, broken: str) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(shards, bad)
+    _spoil(
+        bad, ".jpg" if broken == "picture" else ".txt", b"<html>no</html>" if broken == "picture" else b"  "
+    )
+    launcher = (
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        "29715",
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    begin = time.perf_counter()
+    done = run(
+        *small(bad, tmp_path / "run"), "train.steps=1000", "data.checksum=false", program=launcher, PATH=path
+    )
+    assert time.perf_counter() - begin < 120
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert lines
+    assert any(broken in line and "00000.tar" in line for line in lines), lines
+
+
+def _spoil(folder: Path, ending: str, content: bytes) -> None:
+    """Replace a member of each sample of the first shard."""
+    import io
+
+    shard = folder / "00000.tar"
+    with tarfile.open(shard) as tar:
+        members = [(m, tar.extractfile(m).read()) for m in tar.getmembers()]  # type: ignore[union-attr]
+    with tarfile.open(shard, "w") as tar:
+        for member, data in members:
+            data = content if member.name.endswith(ending) else data
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = shard.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_unreachable_s3_endpoint(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    message = one_error(
+        run(
+            *small("s3://bucket/scenes", tmp_path / "run"),
+            AWS_ENDPOINT="http://127.0.0.1:9",
+            AWS_ALLOW_HTTP="true",
+            AWS_ACCESS_KEY_ID="a",
+            AWS_SECRET_ACCESS_KEY="b",
+            AWS_REGION="us-east-1",
+        )
+    )
+    assert "s3://bucket/scenes" in message
+    assert time.perf_counter() - begin < 90
+
+
+def test_resuming_another_model_is_refused(shards: Path, tmp_path: Path) -> None:
+    first = run(*small(shards, tmp_path / "run"))
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert resolved["train"]["steps"] == 2
+    message = one_error(run(*small(shards, tmp_path / "run"), "train.steps=3", "model.centers=6"))
+    assert "model.centers: 8 -> 6" in message
