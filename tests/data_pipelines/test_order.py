@@ -80,6 +80,18 @@ def test_epochs_and_seeds_differ_and_batches_mix_shards() -> None:
     assert lane != sorted(lane)
 
 
+def test_every_block_is_shuffled_in_its_own_way() -> None:
+    """One shard in four lanes of 100: the places of samples within their lane, by lane and epoch, all differ."""
+    order = Order([400], lanes=4, block=50, seed=1)
+    patterns = {
+        tuple(order.sample(epoch * 400 + lane + 4 * turn)[1] % 50 for turn in range(50 * block, 50 * block + 50))
+        for epoch in range(2)
+        for lane in range(4)
+        for block in range(2)
+    }
+    assert len(patterns) == 16
+
+
 def test_a_block_of_one_keeps_the_order_within_a_lane() -> None:
     order = Order([6, 6], lanes=2, block=1, seed=0)
     lane = [order.sample(p) for p in range(0, 12, 2)]
