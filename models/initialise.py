@@ -1,8 +1,8 @@
 """How a network starts when it is not loaded from anywhere: the original's rule for new parameters.
 
-Every linear layer starts at N(0, 0.02) (``linear_init_std``) with zero bias, except the joint query-key-value projections of the
-encoders, which keep the uniform start of ``nn.MultiheadAttention``; embeddings and projections start as in
-CLIP.
+Every linear layer starts at N(0, 0.02) (``linear_init_std``) with zero bias, except the joint query-key-value
+projections of the encoders, which keep the uniform start of ``nn.MultiheadAttention``; embeddings and projections
+start as in CLIP.
 """
 
 from __future__ import annotations

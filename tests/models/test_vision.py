@@ -85,7 +85,7 @@ def test_masked_pass_sees_visible_patches_only(model) -> None:
 
 
 def test_kept_patches_are_all_that_the_main_pass_sees(model) -> None:
-    images, noise, *_ = passes(model)
+    images, *_ = passes(model)
     kept = torch.tensor([[0, 1, 5, 9], [2, 3, 4, 15], [1, 6, 7, 8]])
     out = model.vision(images, None, kept).main
     assert out.mid_hidden_BLC.shape[1] == out.assignment.hard_BGL.shape[2] == 4
