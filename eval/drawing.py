@@ -107,39 +107,49 @@ def _write_names(
     wanted: Sequence[tuple[int, str]],
     colours: Sequence[Colour],
 ) -> None:
-    """Each region's name on a tag where the region is widest; large regions first, tags never overlap."""
-    places: list[tuple[float, float, int, int, int, str]] = []
+    """Each region's name on a tag where the region is widest.
+
+    Small regions choose first; larger ones have more room to keep clear of their tags.
+    """
     smallest = 0.004 * labels.size
+    regions: list[tuple[int, tuple[slice, slice], NDArray[np.bool_], int, str]] = []
     for label, name in wanted:
         pieces, _ = ndimage.label(labels == label)
         sizes = np.bincount(pieces.ravel())
         for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
-            if sizes[piece] < smallest:
-                continue
-            # Padding: the border of the picture bounds a region too.
-            depths = ndimage.distance_transform_edt(np.pad(pieces[box] == piece, 1))[1:-1, 1:-1]
-            row, column = divmod(int(depths.argmax()), depths.shape[1])
-            place = (row + box[0].start, column + box[1].start)
-            places.append((float(sizes[piece]), float(depths.max()), *place, label, name))
+            if sizes[piece] >= smallest:
+                regions.append((int(sizes[piece]), box, pieces[box] == piece, label, name))
     draw = ImageDraw.Draw(picture)
-    taken: list[tuple[float, float, float, float]] = []
     shorter = min(picture.size)
-    for _area, depth, row, column, label, name in sorted(places, reverse=True):
-        size = int(
-            np.clip(depth * 0.4, max(_SMALLEST_TEXT, shorter // 26), max(shorter // 18, _SMALLEST_TEXT))
+    free = np.ones(labels.shape, dtype=bool)
+    taken: list[tuple[float, float, float, float]] = []
+    for _, box, inside, label, name in sorted(regions, key=lambda region: region[0]):
+        # Padding: the border of the picture bounds a region too.
+        depths = ndimage.distance_transform_edt(np.pad(inside & free[box], 1))[1:-1, 1:-1]
+        row, column = divmod(int(depths.argmax()), depths.shape[1])
+        largest = max(shorter // 18, _SMALLEST_TEXT)
+        size = int(np.clip(depths.max() * 0.4, max(shorter // 26, _SMALLEST_TEXT), largest))
+        x, y = column + box[1].start, row + box[0].start
+        tag = next(
+            (
+                each
+                for shift in (0, -1.6, 1.6)
+                if (each := _tag_box(draw, name, size, x, y + shift * size, picture.size)) is not None
+                and not any(_overlap(each, other) for other in taken)
+            ),
+            None,
         )
-        box = _tag_box(draw, name, size, column, row, picture.size)
-        if box is None or any(_overlap(box, other) for other in taken):
+        if tag is None:
             continue
-        taken.append(box)
-        colour = colours[label]
-        draw.rounded_rectangle(box, radius=size // 3, fill=colour, outline=INK, width=1)
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        draw.text(centre, name, font=font(size, bold=True), fill=readable_on(colour), anchor="mm")
+        taken.append(tag)
+        free[int(tag[1]) : int(tag[3]) + 2, int(tag[0]) : int(tag[2]) + 2] = False
+        draw.rounded_rectangle(tag, radius=size // 3, fill=colours[label], outline=INK, width=1)
+        centre = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)
+        draw.text(centre, name, font=font(size, bold=True), fill=readable_on(colours[label]), anchor="mm")
 
 
 def _tag_box(
-    draw: ImageDraw.ImageDraw, name: str, size: int, x: int, y: int, picture: tuple[int, int]
+    draw: ImageDraw.ImageDraw, name: str, size: int, x: float, y: float, picture: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
     """A box for ``name`` centred on (x, y), moved inside the picture; None where that is too narrow."""
     width = draw.textlength(name, font=font(size, bold=True)) + 0.8 * size
