@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 COLOURS = {"red": (224, 32, 40), "yellow": (252, 220, 30), "white": (250, 250, 250), "purple": (138, 44, 172)}
-SHAPES = ("circle", "square", "star")
+SHAPES = ("circle", "bar", "star")
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES) + GROUNDS
 """The 16 names a label map refers to by index: 12 objects, then 4 grounds."""
 
@@ -41,12 +41,13 @@ DEFAULT_SIZE = 96
 MIN_SIZE = 32
 OBJECT_CLASSES = len(COLOURS) * len(SHAPES)
 MAX_OBJECTS = 3
+NUMBER_CHANCES = (0.4, 0.35, 0.25)  # of one, two and three objects in a scene
 # Radius of an object as a share of the picture's side, by the number of objects in the scene.
-RADII = {1: (0.24, 0.34), 2: (0.19, 0.235), 3: (0.165, 0.195)}
+RADII = {1: (0.26, 0.35), 2: (0.20, 0.25), 3: (0.17, 0.20)}
 BRIGHTNESS_STEPS = 7
 REACH = 1.22  # no shape reaches further from its centre than this many radii
 PUSHES = 24  # rounds in which overlapping objects move apart
-ROTATIONS = {"circle": (0.0, 1), "square": (24.0, 7), "star": (72.0, 12)}  # range in degrees, steps
+ROTATIONS = {"circle": (0.0, 1), "bar": (40.0, 9), "star": (72.0, 12)}  # range in degrees, steps
 _COLOUR_NAMES = tuple(COLOURS)
 _DRAWS = 1 + 1 + OBJECT_CLASSES + 5 + 2 * MAX_OBJECTS + 2 * MAX_OBJECTS
 
@@ -102,7 +103,7 @@ def class_index(name: str) -> int:
 
 
 def caption_of(names: Sequence[str], ground: str) -> str:
-    """``a red circle, a white star and a purple square on sand``."""
+    """``a red circle, a white star and a purple bar on sand``."""
     phrases = [f"a {name}" for name in names]
     listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     return f"{listed} on {ground}"
@@ -114,7 +115,7 @@ def draw_scenes(seed: int, start: int, count: int) -> list[Scene]:
     number, ground, kinds, window, sizes, places = np.split(
         draws, np.cumsum((1, 1, OBJECT_CLASSES, 5, 2 * MAX_OBJECTS)), axis=1
     )
-    number_B = 1 + (number[:, 0] * MAX_OBJECTS).astype(int)
+    number_B = 1 + np.searchsorted(np.cumsum(NUMBER_CHANCES[:-1]), number[:, 0])
     kinds_BO = np.argsort(kinds, axis=1)[:, :MAX_OBJECTS]  # distinct classes within a scene
     low_B, high_B = np.array([(0.0, 0.0), *RADII.values()])[number_B].T
     radius_BO = low_B[:, None] + (high_B - low_B)[:, None] * sizes[:, :MAX_OBJECTS]
@@ -266,9 +267,9 @@ def _distance(
     x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     if shape == "circle":
         return np.asarray(np.hypot(x, y) - radius, dtype=np.float32)
-    if shape == "square":
-        rounding = 0.08 * radius
-        dx, dy = np.abs(x) - (0.92 * radius - rounding), np.abs(y) - (0.92 * radius - rounding)
+    if shape == "bar":
+        rounding = 0.12 * radius
+        dx, dy = np.abs(x) - (1.14 * radius - rounding), np.abs(y) - (0.44 * radius - rounding)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
         return np.asarray(outside + np.minimum(np.maximum(dx, dy), 0) - rounding, dtype=np.float32)
     return _star_distance(x, y, REACH * radius, 0.48)

@@ -28,8 +28,8 @@ def names_of(caption: str) -> tuple[list[str], str]:
 
 def test_classes_are_sixteen_in_a_fixed_order() -> None:
     assert (
-        *("red circle", "red square", "red star", "yellow circle", "yellow square", "yellow star"),
-        *("white circle", "white square", "white star", "purple circle", "purple square", "purple star"),
+        *("red circle", "red bar", "red star", "yellow circle", "yellow bar", "yellow star"),
+        *("white circle", "white bar", "white star", "purple circle", "purple bar", "purple star"),
         *("sand", "grass", "water", "brick"),
     ) == CLASSES
 
@@ -61,15 +61,16 @@ def test_pixels_have_the_colour_of_their_label() -> None:
 
 
 def test_outlines_have_the_shape_of_their_label() -> None:
-    """The share of its surrounding circle that an object fills tells circle, square and star apart."""
-    limits = {"circle": (0.9, 1.1), "square": (0.6, 0.8), "star": (0.4, 0.58)}
+    """A bar is longer than wide; a star fills less of its surrounding circle than a circle does."""
     for scene in SCENES:
         _, labels = render(scene)
         for each in scene.objects:
-            y, x = np.nonzero(labels == class_index(each.name))
-            furthest = np.hypot(y - y.mean(), x - x.mean()).max() + 0.5
-            low, high = limits[each.shape]
-            assert low < len(y) / (np.pi * furthest**2) < high, each
+            places = np.argwhere(labels == class_index(each.name))
+            short, long = np.sqrt(np.linalg.eigvalsh(np.cov(places.T)))
+            furthest = np.hypot(*(places - places.mean(axis=0)).T).max() + 0.5
+            filled = len(places) / (np.pi * furthest**2)
+            found = "bar" if long > 1.7 * short else "circle" if filled > 0.8 else "star"
+            assert found == each.shape, (each, long / short, filled)
 
 
 def test_objects_are_whole_and_cover_several_patches() -> None:

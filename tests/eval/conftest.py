@@ -92,7 +92,7 @@ def _write_voc(
 
 
 SCENE_CLASSES = [
-    f"{c} {s}" for c in ("red", "yellow", "white", "purple") for s in ("circle", "square", "star")
+    f"{c} {s}" for c in ("red", "yellow", "white", "purple") for s in ("circle", "bar", "star")
 ]
 SCENE_CLASSES += ["sand", "grass", "water", "brick"]
 

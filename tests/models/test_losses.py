@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,24 +21,14 @@ texts = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
 @settings(deadline=None, max_examples=100)
 @given(captions=st.lists(texts, min_size=1, max_size=5), drawn=st.lists(texts, min_size=1, max_size=7))
-def test_a_text_is_left_out_where_the_caption_has_all_its_words_and_pairs(
+def test_a_text_is_left_out_where_the_caption_has_all_its_words(
     captions: list[list[int]], drawn: list[list[int]]
 ) -> None:
     found = false_negatives(
         torch.tensor([tokens(c) for c in captions]), torch.tensor([tokens(d) for d in drawn])
     )
-    expected = [
-        [set(text) <= set(caption) and set(pairwise(text)) <= set(pairwise(caption)) for text in drawn]
-        for caption in captions
-    ]
+    expected = [[set(text) <= set(caption) for text in drawn] for caption in captions]
     assert found.tolist() == expected
-
-
-def test_the_same_words_in_other_pairs_stay_a_negative() -> None:
-    red, white, circle, star = 1, 2, 3, 4
-    caption = torch.tensor([tokens([red, star, 5, white, circle])])
-    assert not false_negatives(caption, torch.tensor([tokens([red, circle])])).item()
-    assert false_negatives(caption, torch.tensor([tokens([white, circle])])).item()
 
 
 def test_padding_is_no_word() -> None:
