@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segclip.models import SegCLIP, segclip_vit_b16
+from segclip.models.clip_init import released_name_of_clip
 from segclip.models.freezing import frozen_names
 from segclip.models.names import own_name, released_name, to_released
 
@@ -85,3 +86,9 @@ def test_frozen_parameters(model, structure) -> None:
             if not parameter.requires_grad or any(name == p or name.startswith(f"{p}.") for p in prefixes)
         }
         assert found == set(expected), setting
+
+
+@pytest.mark.parametrize(("table", "first_stage"), [("config_A", 10), ("config_B_first_stage_9_sample", 9)])
+def test_which_layers_start_from_clip(structure, table, first_stage) -> None:
+    expected = structure[f"clip_key_to_reference_key_{table}"]
+    assert {key: released_name_of_clip(key, first_stage) for key in expected} == expected
