@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from segclip.models import SegCLIP, segclip_vit_b16
-from segclip.models.clip_init import released_name_of_clip
 from segclip.models.freezing import frozen_names
 from segclip.models.names import own_name, released_name, to_released
+from segclip.models.pretrained import reference_key
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +91,4 @@ def test_frozen_parameters(model, structure) -> None:
 @pytest.mark.parametrize(("table", "first_stage"), [("config_A", 10), ("config_B_first_stage_9_sample", 9)])
 def test_which_layers_start_from_clip(structure, table, first_stage) -> None:
     expected = structure[f"clip_key_to_reference_key_{table}"]
-    assert {key: released_name_of_clip(key, first_stage) for key in expected} == expected
+    assert {key: reference_key(key, first_stage) for key in expected} == expected
