@@ -84,7 +84,7 @@ def overlay(
     rows, columns = np.indices(labels.shape)
     hatched = (labels == IGNORE) & ((rows + columns) % 8 < 2)
     mixed[hatched] = 255
-    mixed[_outline(labels)] = INK
+    mixed[_outline(labels, max(side // 400, 1))] = INK
     result = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     if words:
         skipped = {*untouched, IGNORE}
@@ -94,11 +94,11 @@ def overlay(
     return result
 
 
-def _outline(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _outline(labels: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    return edge
+    return np.asarray(ndimage.binary_dilation(edge, iterations=width - 1) if width > 1 else edge)
 
 
 def _write_names(
@@ -120,15 +120,14 @@ def _write_names(
             if sizes[piece] >= smallest:
                 regions.append((int(sizes[piece]), box, pieces[box] == piece, label, name))
     draw = ImageDraw.Draw(picture)
-    shorter = min(picture.size)
+    largest = max(8 + 0.5 * min(picture.size) ** 0.5, _SMALLEST_TEXT)
     free = np.ones(labels.shape, dtype=bool)
     taken: list[tuple[float, float, float, float]] = []
     for _, box, inside, label, name in sorted(regions, key=lambda region: region[0]):
         # Padding: the border of the picture bounds a region too.
         depths = ndimage.distance_transform_edt(np.pad(inside & free[box], 1))[1:-1, 1:-1]
         row, column = divmod(int(depths.argmax()), depths.shape[1])
-        largest = max(shorter // 18, _SMALLEST_TEXT)
-        size = int(np.clip(depths.max() * 0.4, max(shorter // 26, _SMALLEST_TEXT), largest))
+        size = int(np.clip(depths.max() * 0.4, max(0.7 * largest, _SMALLEST_TEXT), largest))
         x, y = column + box[1].start, row + box[0].start
         tag = next(
             (

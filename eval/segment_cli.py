@@ -154,10 +154,11 @@ def picture_with_legend(
         image_HW3, found.labels_HW, found.names, colours, side=side, untouched=(0,) if has_background else ()
     )
     shares = found.shares()
-    names = [f"{name}  {100 * shares[name]:.1f} %" for name in found.names]
+    order = sorted(range(len(found.names)), key=lambda label: -shares[found.names[label]])
+    names = [f"{found.names[label]}  {100 * shares[found.names[label]]:.1f} %" for label in order]
     margin = 16
     width = max(tinted.width, 360)
-    key = legend(names, colours, width - 2 * margin, text=max(width // 48, 14))
+    key = legend(names, [colours[label] for label in order], width - 2 * margin, text=max(width // 48, 14))
     page = Image.new("RGB", (width, tinted.height + key.height + 2 * margin), PAPER)
     page.paste(tinted, ((width - tinted.width) // 2, 0))
     page.paste(key, (margin, tinted.height + margin))

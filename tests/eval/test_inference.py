@@ -89,6 +89,14 @@ def test_resize_keeps_what_has_the_right_size_and_rounds_the_rest(pictures) -> N
         assert (out == 77).all()
 
 
+def test_antialias_averages_what_shrinking_skips() -> None:
+    lines = np.zeros((96, 96, 3), np.uint8)
+    lines[:, ::4] = 255
+    plain, smooth = resize(lines, geometry()), resize(lines, geometry(antialias=True))
+    assert plain.unique().tolist() == [0]
+    assert (smooth.float()[:, 4:-4, 4:-4] - 64).abs().max() < 8
+
+
 # ------------------------------------------------------------------------------------------ scores
 
 
@@ -262,6 +270,7 @@ def test_label_map_is_the_argmax_of_upsampled_scores(classes, height, width, at_
     assert torch.equal(found, resize_scores(scores, (height, width)).argmax(0))
 
 
-def test_label_map_of_equal_scores_takes_the_lowest() -> None:
+def test_label_map_of_equal_scores_takes_the_lowest(monkeypatch) -> None:
+    monkeypatch.setattr(inference, "_LABEL_BYTES", 4 * 25)  # one class at a time
     assert (label_map(torch.ones(4, 3, 3), (5, 5)) == 0).all()
     assert (label_map(torch.zeros(4, 3, 3), (5, 5)) == 0).all()
