@@ -84,7 +84,7 @@ def overlay(
     rows, columns = np.indices(labels.shape)
     hatched = (labels == IGNORE) & ((rows + columns) % 8 < 2)
     mixed[hatched] = 255
-    mixed[_outline(labels, max(side // 400, 1))] = INK
+    mixed[_outline(labels, side // 500)] = INK
     result = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     if words:
         skipped = {*untouched, IGNORE}
@@ -98,7 +98,7 @@ def _outline(labels: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    return np.asarray(ndimage.binary_dilation(edge, iterations=width - 1) if width > 1 else edge)
+    return np.asarray(ndimage.binary_dilation(edge, iterations=width // 2) if width > 1 else edge)
 
 
 def _write_names(

@@ -158,7 +158,9 @@ def picture_with_legend(
     names = [f"{found.names[label]}  {100 * shares[found.names[label]]:.1f} %" for label in order]
     margin = 16
     width = max(tinted.width, 360)
-    key = legend(names, [colours[label] for label in order], width - 2 * margin, text=max(width // 48, 14))
+    key = legend(
+        names, [colours[label] for label in order], width - 2 * margin, text=min(max(width // 48, 14), 22)
+    )
     page = Image.new("RGB", (width, tinted.height + key.height + 2 * margin), PAPER)
     page.paste(tinted, ((width - tinted.width) // 2, 0))
     page.paste(key, (margin, tinted.height + margin))
