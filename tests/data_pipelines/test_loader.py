@@ -204,6 +204,15 @@ def test_a_shard_that_is_not_the_manifests_stops_the_stream(
     shard.unlink()
     with pytest.raises(ValueError, match=r"00001.tar does not exist"):
         batches(bad, 30)
+    manifest = Manifest.model_validate_json((tmp_path / "copy" / "manifest.json").read_bytes())
+    fewer, _ = pack([("alone", {"jpg": _jpeg(), "txt": b"t"})])
+    shard.write_bytes(fewer)
+    shards = list(manifest.shards)
+    shards[1] = describe("00001.tar", fewer, 17)
+    changed = manifest.model_copy(update={"shards": tuple(shards)})
+    (tmp_path / "copy" / "manifest.json").write_bytes(changed.to_json())
+    with pytest.raises(ValueError, match=r"00001.tar holds 1 samples, the manifest states 17"):
+        batches(bad, 30)
 
 
 def test_what_cannot_work_is_refused_at_once(config: DataConfig, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_every_block_is_shuffled_in_its_own_way() -> None:
     """One shard in four lanes of 100: the places of samples within their lane, by lane and epoch, all differ."""
     order = Order([400], lanes=4, block=50, seed=1)
     patterns = {
-        tuple(order.sample(epoch * 400 + lane + 4 * turn)[1] % 50 for turn in range(50 * block, 50 * block + 50))
+        tuple(
+            order.sample(epoch * 400 + lane + 4 * turn)[1] % 50 for turn in range(50 * block, 50 * block + 50)
+        )
         for epoch in range(2)
         for lane in range(4)
         for block in range(2)
