@@ -63,6 +63,7 @@ setup(
             "segclip-shards = segclip.data_pipelines.cli:main",
             "segclip-eval = segclip.eval.run:main",
             "segclip-segment = segclip.eval.segment_cli:main",
+            "segclip-export = segclip.trainer.export_cli:main",
         ]
     },
 )

@@ -1,4 +1,4 @@
-"""Networks from files and back: our export folder, and the checkpoints that SegCLIP's authors released.
+"""Networks from files and back: our export folder, and the checkpoints of SegCLIP's authors and their code.
 
 Pickle files are read with ``weights_only=True`` alone: they can hold tensors and plain containers, never
 code.
@@ -7,6 +7,7 @@ code.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,45 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segclip.models.config import ModelConfig
-from segclip.models.names import from_released, own_name
+from segclip.models.card import model_card
+from segclip.models.config import CLIP_MEAN, CLIP_STD, ModelConfig
+from segclip.models.names import from_released, own_name, to_released
 from segclip.models.segclip import SegCLIP
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "export", "infer_config", "load", "load_tensors"]
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "RELEASED_FILE",
+    "WEIGHTS_FILE",
+    "add_to_card",
+    "export",
+    "export_released",
+    "infer_config",
+    "load",
+    "load_tensors",
+    "write_network",
+]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+RELEASED_FILE = "segclip.bin"
 # Heads of the original's text tower are this wide; tensors do not tell their number.
 RELEASED_HEAD_WIDTH = 64
+# Around the weights, and before their names, in checkpoints of training loops.
+_WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
+_PREFIXES = ("module.", "_orig_mod.")
+_RIDER = "segclip_config"
 _SHOWN = 8
 
 
 def load(path: str | Path, strict: bool = True, device: str | torch.device = "cpu") -> SegCLIP:
-    """A network from our export folder or from a released checkpoint, in evaluation mode.
+    """A network from our export folder or from a checkpoint file of the original, in evaluation mode.
 
     Args:
-        path: folder with ``model.safetensors`` and ``config.json``, or a released checkpoint file
-            (``segclip.bin``), whose sizes are inferred from its tensors.
+        path: folder with ``model.safetensors`` and ``config.json``; or a file of the original: a released
+            ``segclip.bin`` or a checkpoint that its training wrote (``pytorch_model.bin.N``), whose sizes are
+            inferred from its tensors.
         strict: refuse missing and unexpected parameters; otherwise take those that fit by name. Shapes that
             differ are refused in either case.
         device: where to put the network.
@@ -45,18 +66,20 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
         FileNotFoundError: nothing there.
     """
     path = Path(path)
+    card: dict[str, Any] = {}
     if path.is_dir():
-        config, tensors = _read_export(path)
+        config, card, tensors = _read_export(path)
     elif path.is_file():
-        tensors = _read_released(path)
-        config = infer_config(tensors)
+        tensors, known = _read_released(path)
+        config = known or infer_config(tensors)
         tensors = from_released(tensors)
     else:
         raise FileNotFoundError(
             f"no checkpoint at {path}: give an export folder ({WEIGHTS_FILE} and {CONFIG_FILE}) "
             "or a checkpoint file"
         )
-    model = SegCLIP(config)
+    model = SegCLIP(config, load_init=False)
+    model.card = card
     load_tensors(model, tensors, strict=strict, source=str(path))
     return model.to(device).eval()
 
@@ -93,25 +116,57 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
     Args:
         model: any network of ours, with whole (not partitioned) parameters.
         folder: made if it is not there.
-        card_fields: anything JSON can hold that belongs to the weights, kept in ``config.json`` beside the
-            model.
+        card_fields: what is known of the weights, as JSON can hold it, beside what ``model.card`` says: kept
+            in ``config.json`` and told in the model card; see ``segclip.models.card`` for the fields it
+            knows.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_network(model, folder, card_fields)
+    _write_card(folder)
+    return folder
+
+
+def write_network(model: SegCLIP, folder: Path, card_fields: Mapping[str, Any] | None = None) -> None:
+    """Write weights and configuration, as ``export`` does, and no model card."""
+    save_file(_plain_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     content = {
         "format": "segclip",
         "model": model.config.model_dump(mode="json"),
-        "card": dict(card_fields or {}),
+        "card": {**model.card, **(card_fields or {})},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return folder
+
+
+def add_to_card(folder: str | Path, fields: Mapping[str, Any]) -> None:
+    """Add what became known of exported weights (scores, for example) to their configuration and model card.
+
+    Raises:
+        ValueError, FileNotFoundError: no export folder.
+    """
+    folder = Path(folder)
+    config, card = _read_config(folder)
+    content = {"format": "segclip", "model": config.model_dump(mode="json"), "card": {**card, **fields}}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_card(folder)
+
+
+def export_released(model: SegCLIP, path: str | Path) -> list[str]:
+    """Write a network to one file under the names of the original, whose code can load it; so can ``load``.
+
+    The configuration rides along where the original does not look, so that ``load`` need not infer it.
+
+    Returns:
+        What the original's code would compute otherwise, a sentence each; empty if it computes the same.
+    """
+    tensors = OrderedDict(to_released(_plain_tensors(model)))
+    # torch keeps this table with a state dict, and reads no entry it does not know.
+    tensors._metadata = {"": {"version": 1, _RIDER: model.config.model_dump_json()}}  # type: ignore[attr-defined]
+    torch.save(tensors, path)
+    return _unlike_original(model.config)
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
@@ -170,24 +225,59 @@ def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     return ModelConfig(**sizes)
 
 
-def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
+    config, card = _read_config(folder)
+    try:
+        return config, card, load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no export folder: it has no {name}")
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        config = ModelConfig.model_validate(content["model"])
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, ValidationError) as error:
+        return ModelConfig.model_validate(content["model"]), dict(content.get("card") or {})
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"{folder / CONFIG_FILE} is not the configuration of a SegCLIP export: {error}"
         ) from error
-    try:
-        return config, load_file(folder / WEIGHTS_FILE)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
 
 
-def _read_released(path: Path) -> dict[str, Tensor]:
+def _write_card(folder: Path) -> None:
+    (folder / CARD_FILE).write_text(model_card(*_read_config(folder)), encoding="utf-8")
+
+
+def _plain_tensors(model: SegCLIP) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _unlike_original(config: ModelConfig) -> list[str]:
+    heads = (
+        max(config.vision_width // RELEASED_HEAD_WIDTH, 1),
+        max(config.text_width // RELEASED_HEAD_WIDTH, 1),
+    )
+    fixed: dict[str, Any] = {
+        "quick_gelu": True,
+        "ignore_empty_centers": False,
+        "vision_layers": 12,
+        "vision_heads": heads[0],
+        "text_heads": heads[1],
+        "decoder_heads": 8,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+    return [
+        f"{name} is {getattr(config, name)} here and always {value} in the original"
+        for name, value in fixed.items()
+        if getattr(config, name) != value
+    ]
+
+
+def _read_released(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    """Tensors of a checkpoint file under released names, and their configuration if it was written with them."""
     if path.suffix == ".safetensors":
         raise ValueError(
             f"{path} is a weights file alone: give the folder that holds it and its {CONFIG_FILE}"
@@ -203,22 +293,55 @@ def _read_released(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's table of tensors")
-    # Training checkpoints of the original keep the weights under a key, and a wrapper may have prefixed the
-    # names.
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    table = _unwrapped(content)
     tensors = {
-        str(name).removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, Tensor)
+        _bare(name): value
+        for name, value in table.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not any(own_name(name) for name in tensors):
-        raise ValueError(
-            f"{path} is no SegCLIP checkpoint: it holds {_listed([str(name) for name in content])}"
-        )
-    return tensors
+        held = _listed([str(name) for name in table])
+        if "optimizer_state_dict" in table or {"state", "param_groups"} <= set(table):
+            raise ValueError(
+                f"{path} holds the state of an optimiser, not of a network ({held}): give the file of weights "
+                "beside it (pytorch_model.bin.N)"
+            )
+        if "vision.positional_embedding" in tensors:
+            raise ValueError(
+                f"{path} is part of a training checkpoint of this package: give the export folder of its run, "
+                "or make one with segclip-export"
+            )
+        raise ValueError(f"{path} is no SegCLIP checkpoint: it holds {held}")
+    return tensors, _riding_config(path, table)
+
+
+def _unwrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The table of tensors inside the tables that training loops put around it."""
+    for _ in range(len(_WRAPPERS)):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without what data parallelism and ``torch.compile`` put before it."""
+    while name.startswith(_PREFIXES):
+        name = name[name.index(".") + 1 :]
+    return name
+
+
+def _riding_config(path: Path, table: Mapping[Any, Any]) -> ModelConfig | None:
+    metadata = getattr(table, "_metadata", None)
+    first = metadata.get("") if isinstance(metadata, Mapping) else None
+    text = first.get(_RIDER) if isinstance(first, Mapping) else None
+    if text is None:
+        return None
+    try:
+        return ModelConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{path} carries a configuration that does not read: {error}") from error
 
 
 def _listed(names: list[str]) -> str:

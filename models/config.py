@@ -54,6 +54,11 @@ class ModelConfig(BaseModel):
     text_layers: int = Field(12, gt=0, description="blocks of the text tower")
     context_length: int = Field(77, gt=1, description="largest number of tokens in a text")
     vocab_size: int = Field(49408, gt=2, description="number of tokens; the last id ends a text")
+    quick_gelu: bool = Field(
+        True,
+        description="CLIP's blocks compute QuickGELU, as OpenAI's weights and the paper need; false: exact GELU, "
+        "as many open_clip weights need",
+    )
     mask_ratio: float = Field(
         0.75, gt=0, lt=1, description="share of tokens hidden from the reconstruction pass"
     )
@@ -85,7 +90,8 @@ class ModelConfig(BaseModel):
     )
     init_from: str | None = Field(
         None,
-        description="open_clip model and tag to start from, such as ViT-B-16/openai; null starts at random",
+        description="open_clip model and tag to start from, such as ViT-B-16/openai, or model and file of "
+        "weights, or local-dir:FOLDER; null starts at random",
     )
     image_mean: tuple[float, float, float] = Field(CLIP_MEAN, description="channel means of images in [0, 1]")
     image_std: tuple[float, float, float] = Field(

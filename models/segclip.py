@@ -7,6 +7,7 @@ Shape letters: B batch, E shared embedding, G centers, L patches, T words.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from segclip.kernels.masked_decoder import masked_pixel_loss
 from segclip.kernels.superpixel_kl import superpixel_kl
 from segclip.models.config import ModelConfig
+from segclip.models.hub import SegCLIPHubMixin
 from segclip.models.initialise import initialise
 from segclip.models.inputs import check_images, check_superpixels, check_tokens
 from segclip.models.noise import Noise
@@ -28,12 +30,20 @@ __all__ = ["LARGEST_LOGIT_SCALE", "SegCLIP"]
 LARGEST_LOGIT_SCALE = 100.0
 
 
-class SegCLIP(nn.Module):
+class SegCLIP(nn.Module, SegCLIPHubMixin):
     """Learns to gather the patches of an image into regions from pairs of images and captions."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, load_init: bool = True) -> None:
+        """
+        Args:
+            load_init: start from the weights that ``config.init_from`` names, if it names any; see
+                ``segclip.models.pretrained.load_clip`` for errors. False: for a caller that is about to load
+                all weights.
+        """
         super().__init__()
         self.config = config
+        # What is known of the weights: kept in exports and shown in model cards.
+        self.card: dict[str, Any] = {}
         self.vision = VisionTower(config)
         self.text = TextTower(config)
         self.decoder = MaskedImageDecoder(config)
@@ -43,6 +53,10 @@ class SegCLIP(nn.Module):
         # Plain attributes, not buffers: casting the network to bfloat16 must not round them.
         self._pixel_factor, self._pixel_shift = 1 / (255.0 * std), -mean / std
         initialise(self)
+        if load_init and config.init_from is not None:
+            from segclip.models.pretrained import load_clip
+
+            load_clip(self, config.init_from)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -33,7 +33,8 @@ class TextTower(TextTransformer):
         self.recompute = config.activation_checkpointing
         for block in self.transformer.resblocks:
             block.attn = MultiheadAttention(config.text_width, config.text_heads)
-            block.mlp = quick_gelu_mlp(config.text_width, names=("c_fc", "c_proj"))
+            if config.quick_gelu:
+                block.mlp = quick_gelu_mlp(config.text_width, names=("c_fc", "c_proj"))
 
     def forward(
         self, tokens_BT: Tensor, with_hidden: bool = False, visible_BK: Tensor | None = None

@@ -35,17 +35,18 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbed(None, config.patch_size, embed_dim=width, bias=False)
         self.ln_pre = nn.LayerNorm(width, eps=ENCODER_EPS)
         self.patch_blocks = nn.ModuleList(
-            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(config.first_stage_layers)
+            Block(width, heads, ENCODER_EPS, quick=config.quick_gelu)
+            for _ in range(config.first_stage_layers)
         )
         self.aggregation = PatchAggregation(
             width, heads, config.centers, config.center_layers, config.assignment_temperature, recompute
         )
         self.center_blocks = nn.ModuleList(
-            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(second_stage)
+            Block(width, heads, ENCODER_EPS, quick=config.quick_gelu) for _ in range(second_stage)
         )
         self.expansion = CenterExpansion(config.centers)
         self.reconstruction_blocks = nn.ModuleList(
-            Block(width, heads, ENCODER_EPS, quick=True) for _ in range(second_stage)
+            Block(width, heads, ENCODER_EPS, quick=config.quick_gelu) for _ in range(second_stage)
         )
         self.ln_post = nn.LayerNorm(width, eps=ENCODER_EPS)
         self.projection = nn.Parameter(torch.zeros(width, config.embed_dim))

@@ -27,6 +27,7 @@ __all__ = [
     "checkpoint_folder",
     "find_latest",
     "load_checkpoint",
+    "read_state",
     "save_checkpoint",
 ]
 
@@ -58,6 +59,8 @@ class TrainState:
     global_batch: int
     mlflow_run_id: str | None
     git_commit: str | None
+    data: dict[str, Any] | None = None
+    """What the run reads, for the model card; see ``segclip.trainer.export.describe_data``."""
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -142,7 +145,7 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
                 )
 
     agreed(ranks, verify)
-    state = agreed(ranks, lambda: TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8"))))
+    state = agreed(ranks, lambda: read_state(folder))
 
     def check_world() -> None:
         saved = len(list(folder.glob("*zero_pp_rank_*_optim_states.pt")))
@@ -155,6 +158,11 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
     agreed(ranks, check_world)
     agreed(ranks, lambda: engine.load_checkpoint(str(folder.parent), tag=folder.name))
     return state
+
+
+def read_state(folder: Path) -> TrainState:
+    """The small file of a published checkpoint that needs neither engine nor ranks."""
+    return TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
 def _complete(root: Path) -> list[Path]:

@@ -18,11 +18,15 @@ from segclip.trainer.zero import deepspeed_config
 __all__ = ["build_engine", "gradient_norm", "set_learning_rates"]
 
 
-def build_engine(config: RunConfig, ranks: Ranks) -> Any:
+def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any:
     """Network, optimiser and ZeRO, ready to train. Every rank starts from the same weights.
 
+    Args:
+        resuming: a checkpoint will be loaded into the engine, so the weights of ``model.init_from`` are not needed.
+
     Raises:
-        ValueError: the global batch does not divide over the ranks.
+        ValueError: the global batch does not divide over the ranks, or the weights to start from do not fit.
+        UserError: the weights to start from could not be downloaded.
     """
     import deepspeed
 
@@ -35,7 +39,7 @@ def build_engine(config: RunConfig, ranks: Ranks) -> Any:
             f"{below or ranks.world_size} or {below + ranks.world_size} would do"
         )
     torch.manual_seed(config.seed)
-    model: nn.Module = SegCLIP(config.model)
+    model: nn.Module = SegCLIP(config.model, load_init=not resuming)
     freeze(model, config.optimizer.frozen)
     _give_scalars_a_dimension(model)
     model.to(ranks.device).train()

@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from segclip.data_pipelines.manifest import MANIFEST, parse_manifest
+from segclip.data_pipelines.store import read_before_fork
 from segclip.models.checkpoint import export
 from segclip.models.segclip import SegCLIP
+from segclip.trainer.checkpoint import TrainState, read_state
 from segclip.trainer.config import RunConfig
 
-__all__ = ["export_checkpoint", "full_state"]
+__all__ = ["card_fields", "describe_data", "export_checkpoint", "full_state", "load_training_checkpoint"]
 
 
 def export_checkpoint(checkpoint: Path, config: RunConfig, folder: Path) -> Path:
-    """Write ``folder`` (``model.safetensors`` and ``config.json``) from the float32 weights of ``checkpoint``.
+    """Write ``folder`` (weights, configuration, model card) from the float32 weights of ``checkpoint``.
 
     Reads files only, so one process can do it while others wait.
     """
-    model = SegCLIP(config.model)
+    return export(load_training_checkpoint(checkpoint, config), folder)
+
+
+def load_training_checkpoint(checkpoint: Path, config: RunConfig) -> SegCLIP:
+    """The network of a training checkpoint in float32, in evaluation mode, with what its model card shall say."""
+    model = SegCLIP(config.model, load_init=False)
     shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
     state = full_state(checkpoint, config.zero.stage)
     # The engine trains scalars as tensors of one element.
     model.load_state_dict(
         {name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()}
     )
-    export(model, folder, {"run": config.name, "protocol": config.evaluation.protocol})
-    return folder
+    model.card = card_fields(config, read_state(checkpoint))
+    return model.eval()
+
+
+def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:
+    """What a model card says of a run. Places on the machine that trained are left out: cards are published."""
+    recipe = config.model_dump(mode="json", exclude={"run_dir", "tracking", "checkpoint", "evaluation"})
+    recipe["data"].pop("shards", None)
+    return {
+        "run": config.name,
+        "protocol": config.evaluation.protocol,
+        "steps": state.step,
+        "code": state.git_commit,
+        "data": state.data,
+        "recipe": recipe,
+    }
+
+
+def describe_data(url: str) -> dict[str, Any]:
+    """Name and size of a shard set, and the SHA-256 of its manifest, which in turn holds that of every shard."""
+    content = read_before_fork(url, MANIFEST)
+    return {
+        "name": url.rstrip("/").rpartition("/")[2],
+        "samples": parse_manifest(content, url).samples,
+        "manifest_sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:

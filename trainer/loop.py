@@ -18,13 +18,15 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.loader import build_loader
 from segclip.data_pipelines.samples import Batch
+from segclip.models.checkpoint import add_to_card
+from segclip.models.config import ModelConfig
 from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, save_checkpoint
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.distributed import Ranks, agreed, broadcast
 from segclip.trainer.engine import build_engine, set_learning_rates
-from segclip.trainer.export import export_checkpoint
+from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.progress import ProgressLine
-from segclip.trainer.scoring import check_evaluation, score
+from segclip.trainer.scoring import check_evaluation, score, score_entry
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.tracking import Tracker
 
@@ -51,7 +53,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
     batches_from = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
-    engine = agreed(ranks, lambda: build_engine(config, ranks))
+    data = agreed(ranks, lambda: describe_data(config.data.shards) if ranks.is_first else None)
+    engine = agreed(ranks, lambda: build_engine(config, ranks, resuming=latest is not None))
     state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
 
@@ -67,7 +70,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     status = "FAILED"
     try:
         begin = time.perf_counter()
-        _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml)
+        _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml, data)
         seconds = time.perf_counter() - begin
         final = find_latest(run_dir)
         if ranks.is_first:
@@ -84,6 +87,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 summary["miou"] = score(
                     config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker
                 )
+                add_to_card(export, {"scores": [score_entry(config.evaluation, summary["miou"])]})
             (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         status = "FINISHED"
         dist.barrier()
@@ -100,6 +104,8 @@ def check_resumable(config: RunConfig, checkpoint: Path) -> None:
     """
     before = flatten(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
     now = flatten(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    # A setting that is newer than the checkpoint was at its default then.
+    before = flatten({"model": ModelConfig().model_dump(mode="json")}) | before
     fixed = ("model.", "seed", "train.global_batch", "data.shards", "data.lanes", "data.shuffle_block")
     changed = [
         f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
@@ -135,6 +141,7 @@ def _run_steps(
     first_step: int,
     tracker: Tracker | None,
     config_yaml: str,
+    data: dict[str, Any] | None,
 ) -> None:
     steps = config.train.steps
     line = ProgressLine(first_step, steps, config.train.global_batch)
@@ -159,7 +166,7 @@ def _run_steps(
             _check_finite(metrics, step, config.run_dir)
         if step % config.checkpoint.every == 0 or step == steps:
             run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
-            state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit())
+            state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit(), data)
             folder = save_checkpoint(
                 engine, config.run_dir, state, config_yaml, config.checkpoint.keep_last, ranks
             )

@@ -13,7 +13,7 @@ from segclip.eval.weights import load_model
 from segclip.trainer.config import EvaluationConfig
 from segclip.trainer.tracking import Tracker
 
-__all__ = ["check_evaluation", "score"]
+__all__ = ["check_evaluation", "score", "score_entry"]
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
@@ -47,3 +47,8 @@ def score(config: EvaluationConfig, export: Path, folder: Path, step: int, track
         tracker.metrics({"miou": result.miou, "pixel_accuracy": result.accuracy, **classes}, step)
         tracker.artifact(folder, "evaluation")
     return result.miou
+
+
+def score_entry(config: EvaluationConfig, miou: float) -> dict[str, str | float | None]:
+    """A score as the model card of an export lists it."""
+    return {"dataset": config.dataset, "protocol": config.protocol, "miou": miou}
