@@ -1,6 +1,6 @@
 """The training objective: weights of the loss parts, and which pairs of a batch are no negatives.
 
-    total = contrastive + w_k * superpixel KL + w_r * reconstruction (+ w_t * text reconstruction)
+total = contrastive + w_k * superpixel KL + w_r * reconstruction (+ w_t * text reconstruction)
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class LossConfig(BaseModel):
 
     contrastive: float = Field(1.0, ge=0, description="Weight of the image-text contrastive loss.")
     superpixel_kl: float = Field(
-        1.0, ge=0, description="Weight of the superpixel KL. The loss itself is small, about 0.01: raise it to be felt."
+        1.0,
+        ge=0,
+        description="Weight of the superpixel KL. The loss itself is small, about 0.01: raise it to be felt.",
     )
     reconstruction: float = Field(1.0, ge=0, description="Weight of the masked reconstruction of pixels.")
     text_reconstruction: float = Field(0.0, ge=0, description="Weight of the masked reconstruction of words.")
@@ -42,7 +44,9 @@ def false_negatives(caption_tokens_BT: Tensor, text_tokens_NS: Tensor) -> Tensor
     Returns:
         bool [B, N]: true where text j may well be true of image i. The diagonal of a batch is true as well.
     """
-    vocabulary, ids = torch.unique(torch.cat([caption_tokens_BT.flatten(), text_tokens_NS.flatten()]), return_inverse=True)
+    vocabulary, ids = torch.unique(
+        torch.cat([caption_tokens_BT.flatten(), text_tokens_NS.flatten()]), return_inverse=True
+    )
     caption_ids_BT = ids[: caption_tokens_BT.numel()].view_as(caption_tokens_BT)
     text_ids_NS = ids[caption_tokens_BT.numel() :].view_as(text_tokens_NS)
     caption_words_BU = _bag(caption_ids_BT, _before_end(caption_tokens_BT), len(vocabulary))

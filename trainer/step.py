@@ -40,6 +40,7 @@ def train_step(engine: Any, batch: Batch, seed: int, config: LossConfig) -> Step
         KeyedNoise(seed, batch.positions.to(device, non_blocking=True)),
         with_superpixel=config.superpixel_kl > 0,
         with_reconstruction=config.reconstruction > 0,
+        with_text_reconstruction=config.text_reconstruction > 0,
     )
     losses = total_loss(output, batch, config, dist.group.WORLD)
     engine.backward(losses["total"])
@@ -81,9 +82,7 @@ def total_loss(
         "superpixel_kl": output.loss_superpixel,
         "reconstruction": output.loss_reconstruction,
     }
-    losses["total"] = (
-        config.contrastive * losses["contrastive"]
-        + config.superpixel_kl * losses["superpixel_kl"]
-        + config.reconstruction * losses["reconstruction"]
-    )
+    if config.text_reconstruction > 0:
+        losses["text_reconstruction"] = output.loss_text_reconstruction
+    losses["total"] = torch.stack([getattr(config, name) * value for name, value in losses.items()]).sum()
     return losses

@@ -91,9 +91,7 @@ def _write_voc(
     return folder
 
 
-SCENE_CLASSES = [
-    f"{c} {s}" for c in ("red", "yellow", "white", "purple") for s in ("circle", "bar", "star")
-]
+SCENE_CLASSES = [f"{c} {s}" for c in ("red", "yellow", "white", "purple") for s in ("circle", "bar", "star")]
 SCENE_CLASSES += ["sand", "grass", "water", "brick"]
 
 
