@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,19 +45,48 @@ class Tokenizer(Protocol):
 
 @lru_cache(maxsize=4)
 def tokenizer(words: int) -> Tokenizer:
-    """open_clip's byte-pair tokenizer for ``words`` tokens; a longer text is cut so that the end token stays
-    last.
+    """CLIP's byte-pair tokenizer for ``words`` tokens, with the ids of open_clip's.
 
-    Ids of captions seen before are kept (the arrays are shared: do not write to them).
+    A longer text is cut so that the end token stays last. Ids of captions seen before are kept (the arrays are
+    shared: do not write to them).
     """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    encode = SimpleTokenizer(context_length=words)
+    base = _open_clip_tokenizer()
+    start, end = base.sot_token_id, base.eot_token_id
 
     @lru_cache(maxsize=8192)
     def tokenize(caption: str) -> NDArray[np.int64]:
-        ids: NDArray[np.int64] = encode([caption])[0].numpy()
-        ids.flags.writeable = False
-        return ids
+        ids = [start, *_encode(caption), end][:words]
+        ids[-1] = end if len(ids) == words else ids[-1]
+        row = np.zeros(words, dtype=np.int64)
+        row[: len(ids)] = ids
+        row.flags.writeable = False
+        return row
 
     return tokenize
+
+
+@lru_cache(maxsize=1)
+def _open_clip_tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def _encode(text: str) -> list[int]:
+    """Token ids of a text without start and end.
+
+    Most of open_clip's time goes into repairing text and into pieces it has encoded before. Printable ASCII without
+    character references needs no repair, and each piece (a word, a digit, a run of signs) has ids of its own.
+    """
+    base = _open_clip_tokenizer()
+    if not (text.isascii() and text.isprintable()) or "&" in text:
+        return list(base.encode(text))
+    plain = " ".join(text.split()).lower()
+    return [number for piece in base.pat.findall(plain) for number in _piece_ids(piece)]
+
+
+@lru_cache(maxsize=65536)
+def _piece_ids(piece: str) -> tuple[int, ...]:
+    base = _open_clip_tokenizer()
+    symbols = "".join(base.byte_encoder[byte] for byte in piece.encode())
+    return tuple(base.encoder[part] for part in base.bpe(symbols).split(" "))

@@ -269,10 +269,10 @@ def _distance(
         return np.asarray(np.hypot(x, y) - radius, dtype=np.float32)
     if shape == "bar":
         rounding = 0.12 * radius
-        dx, dy = np.abs(x) - (1.14 * radius - rounding), np.abs(y) - (0.44 * radius - rounding)
+        dx, dy = np.abs(x) - (1.14 * radius - rounding), np.abs(y) - (0.52 * radius - rounding)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
         return np.asarray(outside + np.minimum(np.maximum(dx, dy), 0) - rounding, dtype=np.float32)
-    return _star_distance(x, y, REACH * radius, 0.48)
+    return _star_distance(x, y, REACH * radius, 0.54)
 
 
 def _star_distance(

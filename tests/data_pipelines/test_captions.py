@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
 from segclip.data_pipelines.captions import caption_part, tokenizer
 
 CHANCES = (0.8, 0.12, 0.08)
+OPEN_CLIP = SimpleTokenizer()
 
 
 @pytest.mark.parametrize(
@@ -35,13 +39,40 @@ def test_the_ground_is_what_follows_the_last_on() -> None:
     assert caption_part("a cat on a mat on grass", CHANCES, 0.99, 0.5) == "grass"
 
 
-def test_tokens_are_those_of_open_clip() -> None:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    for text in ("a red circle on sand", "Größe: 10 €, 猫  and\tdog's", ""):
-        for words in (8, 77):
-            expected = SimpleTokenizer(context_length=words)([text])[0].numpy()
-            np.testing.assert_array_equal(tokenizer(words)(text), expected)
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=40),
+        st.text(alphabet=st.characters(max_codepoint=127), max_size=60),
+        st.lists(
+            st.sampled_from(
+                [
+                    *[
+                        "a",
+                        "red",
+                        "Circle",
+                        "'s",
+                        "'LL",
+                        "don't",
+                        "&amp;",
+                        "&lt;",
+                        "<end_of_text>",
+                        "12",
+                        "猫",
+                        "é",
+                        "...",
+                        "--",
+                    ],
+                    "  ",
+                ]
+            )
+        ).map(" ".join),
+    ),
+    words=st.sampled_from([3, 8, 77]),
+)
+def test_tokens_are_those_of_open_clip(text: str, words: int) -> None:
+    expected = OPEN_CLIP([text], context_length=words)[0].numpy()
+    np.testing.assert_array_equal(tokenizer(words)(text), expected)
 
 
 def test_a_long_text_keeps_its_end_token_last() -> None:
