@@ -72,6 +72,7 @@ def s3_server(folder: Path, *, port: int | None = None, bucket: str = "segclip")
     log = folder / "server.log"
     command = [
         _program(),
+        "-logtostderr=true",
         "server",
         f"-dir={folder}",
         f"-ip={HOST}",
