@@ -23,7 +23,7 @@ setup(
     },
     install_requires=[
         "torch>=2.11",
-        "torchvision>=0.26",
+        "torchvision>=0.26,<0.30",
         "deepspeed>=0.19.6,<0.20",
         "timm>=1.0.20,<2",
         "open_clip_torch>=3.2,<4",
