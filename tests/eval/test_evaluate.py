@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segclip.eval.datasets import open_dataset
-from segclip.eval.evaluate import evaluate, predict_dataset
+from segclip.eval.evaluate import build_scorer, evaluate, predict_dataset
 from segclip.eval.pictures import spread, write_pictures
 from segclip.eval.protocol import load_protocol
 from segclip.eval.report import class_table, summary_line
@@ -46,11 +46,15 @@ def test_batch_size_and_limit(model, scenes_root) -> None:
 def test_the_models_mode_is_left_as_it_was(model, scenes_root) -> None:
     dataset = open_dataset("scenes", scenes_root).first(1)
     quiet = evaluate(model, dataset, SCENES)
+    modes = []
+    watch = model.vision.register_forward_hook(lambda module, *_: modes.append(module.training))
     model.train()
     try:
         assert evaluate(model, dataset, SCENES).confusion == quiet.confusion
         assert model.training
+        assert modes == [False]
     finally:
+        watch.remove()
         model.eval()
 
 
@@ -104,10 +108,12 @@ def test_background_rule_and_class_list_must_fit(model, tmp_path, write_voc, pic
         evaluate(model, scenes, with_rule("scenes", background="threshold", threshold=0.5))
     with pytest.raises(ValueError, match="names 2 classes for data set 'scenes', which has 16"):
         evaluate(model, scenes, with_rule("scenes", classes=("a", "b")))
-    for rule in (
-        {"background": "threshold", "threshold": 0.5},
-        {"background": "words", "background_words": ("sky",)},
-    ):
+    threshold = {"background": "threshold", "threshold": 0.5}
+    words = {"background": "words", "background_words": ("sky",)}
+    # The background of a threshold is no word: 20 words for 21 labels.
+    scorer = build_scorer(model, voc, with_rule("voc21", **threshold))
+    assert (len(scorer.text_NE), scorer.labels) == (20, 21)
+    for rule in (threshold, words):
         assert len(evaluate(model, voc, with_rule("voc21", **rule)).classes) == 21
 
 

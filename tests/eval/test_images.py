@@ -14,6 +14,12 @@ def test_a_huge_header_is_refused_before_decoding(tmp_path, bomb, side) -> None:
         read_image(bomb(tmp_path / "bomb.png", side))
 
 
+def test_the_bound_holds_where_pillows_own_is_switched_off(tmp_path, bomb, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ValueError, match="is 14000 x 14000 pixels, more than the 89,478,485"):
+        read_image(bomb(tmp_path / "bomb.png", 14_000))
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut", b"\x89PNG\r\n\x1a\n"])
 def test_files_that_are_no_pictures(tmp_path, content) -> None:
     path = tmp_path / "x.jpg"

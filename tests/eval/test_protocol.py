@@ -16,7 +16,7 @@ def write(tmp_path, **changes):
     for name, value in changes.items():
         content[name] = value
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -64,6 +64,10 @@ def test_sizes_that_do_not_fit_the_model(tmp_path) -> None:
 def test_hash_is_of_the_content(tmp_path) -> None:
     path = write(tmp_path)
     assert load_protocol(path).sha256 == load_protocol("segclip").sha256
+    rules = {"a": {"background": "none"}, "b": {"background": "none"}}
+    turned = dict(reversed(rules.items()))
+    first, second = (load_protocol(write(tmp_path, datasets=each)).sha256 for each in (rules, turned))
+    assert first == second
     assert load_protocol(write(tmp_path, top_k=4)).sha256 != load_protocol("segclip").sha256
 
 

@@ -48,6 +48,9 @@ def test_the_hash_sees_names_types_and_values() -> None:
     second.load_state_dict(first.state_dict())
     assert weights_sha256(first) == weights_sha256(second)
     assert weights_sha256(first) != weights_sha256(second.bfloat16())
+    renamed = torch.nn.Module()
+    renamed.bias, renamed.heft = first.bias, first.weight
+    assert weights_sha256(renamed) != weights_sha256(first)
 
 
 def test_file_names_are_those_the_models_are_written_under() -> None:
