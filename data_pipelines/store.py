@@ -40,7 +40,7 @@ CONNECT_TIMEOUT = timedelta(seconds=3)
 REQUEST_TIMEOUT = timedelta(seconds=120)
 # Of a manifest: an endpoint that is down, or up and silent, is given up within ten seconds.
 SMALL_REQUEST_TIMEOUT = timedelta(seconds=4)
-RETRIES = 3
+RETRIES = 6
 # No retry begins later than this after the first attempt.
 RETRY_TIMEOUT = timedelta(seconds=5)
 

@@ -60,7 +60,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             time.sleep(GRACE_SECONDS)
         _leave(2)
+    except RuntimeError as error:
+        if arguments.debug or not _lost_peer(error):
+            raise
+        # The rank that failed has said why; this one only waited for it.
+        print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
+        _leave(2)
     _finish()
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective broke because a process at its other end is gone."""
+    import torch.distributed as dist
+
+    text = str(error).lower()
+    return isinstance(error, dist.DistBackendError) or any(
+        words in text for words in ("closed by peer", "reset by peer", "connection refused", "broken pipe")
+    )
 
 
 def _finish() -> None:
