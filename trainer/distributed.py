@@ -51,6 +51,10 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
     # DeepSpeed compiles its CPU collectives on first use. One folder per environment: two environments that share
     # the default one overwrite each other's builds.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    # It needs ninja, which may be in this environment alone; and another version of it would compile all anew.
+    binaries = str(Path(sys.executable).parent)
+    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
     for name, value in (
         ("RANK", "0"),
         ("LOCAL_RANK", "0"),

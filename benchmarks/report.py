@@ -1,0 +1,121 @@
+"""What every benchmark writes: a table for people and JSON for machines.
+
+The JSON is ``{"machine": …, "commit": …, "date": …, "figures": {name: figure}}``; a figure has the fields of
+``Figure``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Figure", "arguments", "commit", "machine", "print_figures", "write_report"]
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number."""
+
+    value: float
+    unit: str
+    target: float | None = None
+    """What it has to reach (or, for costs, stay below); None: it only informs."""
+    holds: bool | None = None
+    """Whether it does; None without a target."""
+    beside: str = ""
+    """What it was measured against in the same run, and anything that a reader has to know."""
+
+
+def arguments(description: str | None, default_json: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute, to see that it works")
+    parser.add_argument("--json", metavar="PATH", default=default_json, help="file for the figures")
+    return parser
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, accelerator and versions."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "load": round(os.getloadavg()[0], 2),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return found
+
+
+def commit() -> str | None:
+    """The commit that is checked out, with ``+changes`` if files differ from it; None outside of a repository."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_report(path: str | Path | None, figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """The report of a benchmark, written to ``path`` unless that is None."""
+    report = {
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "figures": {name: asdict(figure) for name, figure in figures.items()},
+    }
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def print_figures(title: str, figures: Mapping[str, Figure], console: Console | None = None) -> None:
+    """The figures as a table."""
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "target", "holds"):
+        table.add_column(
+            column, justify="left" if column == "figure" else "right", no_wrap=column != "figure"
+        )
+    table.add_column("beside", overflow="fold")
+    for name, figure in figures.items():
+        holds = {None: "", True: "yes", False: "NO"}[figure.holds]
+        target = "" if figure.target is None else f"{figure.target:g}"
+        table.add_row(name, f"{figure.value:.4g} {figure.unit}".rstrip(), target, holds, figure.beside)
+    (console or Console()).print(table)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
