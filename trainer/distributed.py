@@ -53,7 +53,7 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     # It needs ninja, which may be in this environment alone; and another version of it would compile all anew.
     binaries = str(Path(sys.executable).parent)
-    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != binaries:
         os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
     for name, value in (
         ("RANK", "0"),
