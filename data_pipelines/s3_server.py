@@ -97,6 +97,7 @@ def s3_server(folder: Path, *, port: int | None = None, bucket: str = "segclip")
         stack.callback(_stop, process, ports)
         _wait(process, endpoint, log)
         _make_bucket(f"http://{HOST}:{ports['filer.port']}/buckets/{bucket}/")
+        _wait_for_storage(f"http://{HOST}:{ports['filer.port']}/ready", log)
         yield S3Server(endpoint, bucket, _environment(endpoint))
 
 
@@ -167,6 +168,28 @@ def _make_bucket(url: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 409:  # it is there from an earlier run over the same folder
             raise ValueError(f"the S3 server did not make a bucket at {url}: {error}") from error
+
+
+def _wait_for_storage(url: str, log: Path) -> None:
+    """Return once a file can be written and read: the volumes report to their master some time after the endpoint
+    answers, and until then everything stored before seems to be broken."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, b"ready" * 1000, method="PUT"), timeout=5
+            ):
+                pass
+            with opener.open(url, timeout=5) as answer:
+                if answer.read() == b"ready" * 1000:
+                    return
+        except (OSError, TimeoutError):
+            pass  # not yet
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"the S3 server cannot store files {START_SECONDS:.0f} s after its start (log: {log})"
+            )
+        time.sleep(0.2)
 
 
 def _request(method: str, url: str) -> None:
