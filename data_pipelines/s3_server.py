@@ -173,6 +173,7 @@ def _make_bucket(url: str) -> None:
 def _wait_for_storage(url: str, log: Path) -> None:
     """Return once a file can be written and read: the volumes report to their master some time after the endpoint
     answers, and until then everything stored before seems to be broken."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
