@@ -15,9 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.report import Figure, write_report
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.report import Figure, write_report
 
 VARIANTS = {
     "all losses": [],
