@@ -41,11 +41,13 @@ DEFAULT_SIZE = 96
 MIN_SIZE = 32
 OBJECT_CLASSES = len(COLOURS) * len(SHAPES)
 MAX_OBJECTS = 3
-NUMBER_CHANCES = (0.4, 0.35, 0.25)  # of one, two and three objects in a scene
+NUMBER_CHANCES = (0.5, 0.35, 0.15)  # of one, two and three objects in a scene
 # Radius of an object as a share of the picture's side, by the number of objects in the scene.
-RADII = {1: (0.26, 0.35), 2: (0.20, 0.25), 3: (0.17, 0.20)}
+RADII = {1: (0.27, 0.37), 2: (0.21, 0.26), 3: (0.18, 0.20)}
 BRIGHTNESS_STEPS = 7
 REACH = 1.22  # no shape reaches further from its centre than this many radii
+BANDS = 5  # across a bar
+SHADE = 0.78  # light of the darker bands and facets
 PUSHES = 24  # rounds in which overlapping objects move apart
 ROTATIONS = {"circle": (0.0, 1), "bar": (40.0, 9), "star": (72.0, 12)}  # range in degrees, steps
 _COLOUR_NAMES = tuple(COLOURS)
@@ -214,9 +216,11 @@ def render(scene: Scene, size: int = DEFAULT_SIZE) -> tuple[NDArray[np.uint8], N
 
 @lru_cache(maxsize=len(GROUNDS) * VARIANTS * BRIGHTNESS_STEPS)
 def _lit_texture(size: int, ground: int, variant: int, brightness: int) -> NDArray[np.uint8]:
-    """A texture of the bank, made darker or lighter by up to a tenth."""
-    gain = 0.9 + 0.2 * brightness / (BRIGHTNESS_STEPS - 1)
-    lit = texture_bank(size)[ground][variant] * np.float32(gain)
+    """A texture of the bank in evening light: darker and softer, by a little more or less."""
+    gain = 0.58 + 0.16 * brightness / (BRIGHTNESS_STEPS - 1)
+    texture = texture_bank(size)[ground][variant].astype(np.float32)
+    mean = texture.mean(axis=(0, 1))
+    lit = (mean + 0.7 * (texture - mean)) * np.float32(gain)
     return np.clip(lit, 0, 255).astype(np.uint8)
 
 
@@ -225,14 +229,20 @@ class _Stamp:
     owns."""
 
     def __init__(
-        self, distance: NDArray[np.float32], shadow_distance: NDArray[np.float32], radius: int
+        self,
+        distance: NDArray[np.float32],
+        shadow_distance: NDArray[np.float32],
+        relief: NDArray[np.float32],
+        radius: int,
     ) -> None:
         alpha = np.clip(0.5 - distance, 0, 1)
         softness = max(1.0, 0.16 * radius)
         shadow = 0.34 * np.clip(0.5 - shadow_distance / softness, 0, 1)
         half = distance.shape[0] / 2
         height = (np.arange(distance.shape[0], dtype=np.float32)[:, None] + 0.5 - half) / radius
-        light = (1.0 - 0.10 * height) * (1 - 0.22 * np.clip(1 + distance / (0.12 * radius + 1), 0, 1))
+        light = (
+            relief * (1.0 - 0.10 * height) * (1 - 0.22 * np.clip(1 + distance / (0.12 * radius + 1), 0, 1))
+        )
         self.inside = distance < 0
         self.through = ((1 - alpha) * (1 - shadow))[..., None].astype(np.float32)
         self._light = (alpha * light)[..., None].astype(np.float32)
@@ -256,15 +266,42 @@ def _stamp(shape: str, radius: int, rotation: int) -> _Stamp:
     return _Stamp(
         _distance(shape, axis[None, :], axis[:, None], radius, angle),
         _distance(shape, axis[None, :] - offset, axis[:, None] - 1.4 * offset, radius, angle),
+        _relief(shape, axis[None, :], axis[:, None], radius, angle),
         radius,
     )
+
+
+def _turned(
+    x: NDArray[np.float32], y: NDArray[np.float32], angle: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Coordinates along the axes of a shape turned by ``angle``."""
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def _relief(
+    shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: int, angle: float
+) -> NDArray[np.float32]:
+    """How light each pixel of a shape is: a circle is a ball, a bar is banded, a star has facets.
+
+    What a shape is shows all over it, not along its outline alone: a few thousand pictures must teach it.
+    """
+    if shape == "circle":
+        from_highlight = np.hypot(x + 0.35 * radius, y + 0.35 * radius) / radius
+        return np.asarray(np.clip(1.08 - 0.3 * from_highlight, 0, 1), dtype=np.float32)
+    x, y = _turned(x, y, angle)
+    if shape == "bar":
+        band = np.floor((x / (1.14 * radius) + 1) * BANDS / 2) % 2 + 0 * y
+    else:
+        sector = np.pi / 5
+        band = np.floor(np.arctan2(x, -y) / sector) % 2
+    return np.where(band == 0, 1.0, SHADE).astype(np.float32)
 
 
 def _distance(
     shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: int, angle: float
 ) -> NDArray[np.float32]:
     """Signed distance in pixels to the outline of a shape, negative inside."""
-    x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    x, y = _turned(x, y, angle)
     if shape == "circle":
         return np.asarray(np.hypot(x, y) - radius, dtype=np.float32)
     if shape == "bar":
