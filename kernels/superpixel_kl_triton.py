@@ -19,6 +19,7 @@ Hence one walk over the patches yields the gradient: nothing is kept from the fo
 Bytes a sample, least: forward h and ids; backward h, ids and the gradient.
 """
 # mypy: allow-untyped-defs
+# ruff: noqa: E741 (l counts patches, as in the formula)
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def _forward(
     valid_GL = valid_G1 & (l < L)[None, :]
     hard += b * hard_b
     ids += b * ids_b
-    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(tl.float32)
+    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(
+        tl.float32
+    )
     id_L = tl.load(ids + l * ids_l, mask=l < L, other=0)
 
     sum_GL = tl.zeros([BLOCK_G, BLOCK_L], tl.float32)
@@ -102,7 +105,9 @@ def _backward(
     valid_GL = valid_G1 & (l < L)[None, :]
     hard += b * hard_b
     ids += b * ids_b
-    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(tl.float32)
+    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(
+        tl.float32
+    )
     id_L = tl.load(ids + l * ids_l, mask=l < L, other=0)
 
     mean_h_GL = tl.zeros([BLOCK_G, BLOCK_L], tl.float32)

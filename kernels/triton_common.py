@@ -66,9 +66,9 @@ def dot_exact(a_MK, b_KN, sum_MN):
             piece_MK = a_MK.to(tl.bfloat16)
             sum_MN = dot(piece_MK, b_KN, sum_MN)
             a_MK -= piece_MK.to(tl.float32)
-        return sum_MN
     else:
-        return dot(a_MK, b_KN, sum_MN)
+        sum_MN = dot(a_MK, b_KN, sum_MN)
+    return sum_MN
 
 
 @triton.jit
