@@ -41,6 +41,11 @@ NOT_FINITE = tl.constexpr(-1)
 """Winner of a patch whose logits are not finite."""
 
 
+# Configurations: every kernel here waits for memory, so what differs is how many bytes a program has under way (tile
+# and stages) and how many programs share a multiprocessor (warps). Tiles of the axis that is summed have one size a
+# kernel: BLOCK_C in ``_assign`` and ``_slopes``, BLOCK_L in ``_regions`` and ``_gradients``.
+
+
 @triton.jit
 def _noisy_softmax(
     logits_LG, noise, positions, b, g, l, G, L, seed, purpose, temperature, noise_b, noise_g, noise_l,
@@ -125,7 +130,7 @@ def _assign(
 @tuned(
     triton.Config({"BLOCK_L": 32, "BLOCK_C": 128}, num_warps=4, num_stages=3),
     triton.Config({"BLOCK_L": 32, "BLOCK_C": 64}, num_warps=2, num_stages=4),
-    triton.Config({"BLOCK_L": 32, "BLOCK_C": 256}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_L": 32, "BLOCK_C": 128}, num_warps=8, num_stages=4),
     key=["G", "L", "C"],
 )
 @triton.jit

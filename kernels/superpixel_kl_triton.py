@@ -34,12 +34,12 @@ from segclip.kernels.triton_common import block_of_centers, dot_exact, tuned
 
 __all__ = ["superpixel_kl_triton"]
 
-# A tile of 256 holds a whole sample of 196 patches; smaller ones leave more programs to hide latencies. BLOCK_J is
-# the order of the sums: one value for all.
+# Larger tiles read the sample less often, smaller ones waste less of the last tile; beyond these, registers spill.
+# BLOCK_J is the order of the sums: one value for all.
 CONFIGS = [
     triton.Config({"BLOCK_L": 64, "BLOCK_J": 32}, num_warps=4),
-    triton.Config({"BLOCK_L": 128, "BLOCK_J": 32}, num_warps=4),
-    triton.Config({"BLOCK_L": 256, "BLOCK_J": 32}, num_warps=8),
+    triton.Config({"BLOCK_L": 32, "BLOCK_J": 32}, num_warps=2),
+    triton.Config({"BLOCK_L": 128, "BLOCK_J": 32}, num_warps=8),
 ]
 
 

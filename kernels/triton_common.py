@@ -27,6 +27,9 @@ def tuned(*configs: triton.Config, key: list[str]) -> Callable[[Any], Any]:
     chooses differently. Choices may differ in the order of sums: under ``torch.use_deterministic_algorithms`` the
     first configuration is taken without timing. Interpreted kernels also run the first.
     """
+    for config in configs:
+        # Said outright, because versions of Triton differ in their default: one rounding for a * b + c.
+        config.kwargs["enable_fp_fusion"] = True
     return triton.autotune(
         configs=list(configs[:1] if INTERPRETED else configs),
         key=key,
