@@ -29,7 +29,7 @@ from segclip.kernels.contrastive_ranks import gather_rows, rank_terms
 from segclip.kernels.contrastive_tiles import pair_terms
 from segclip.kernels.dispatch import use_triton
 
-__all__ = ["contrastive_loss", "contrastive_loss_reference", "gather_rows"]
+__all__ = ["contrastive_loss", "contrastive_loss_reference", "contrastive_loss_unchecked", "gather_rows"]
 
 
 def contrastive_loss(
@@ -61,20 +61,36 @@ def contrastive_loss(
     """
     world = dist.get_world_size(group) if group is not None else 1
     _check(image_BE, text_BE, logit_scale, world, exclude_BN, exclude_text_BN)
-    kernels = use_triton(image_BE)
+    loss = contrastive_loss_unchecked(
+        image_BE, text_BE, logit_scale, use_triton(image_BE), group=group, ring=ring, exclude_BN=exclude_BN
+    )
+    # As elsewhere, a training step does not wait for its device.
+    if loss.device.type == "cpu" or not torch.is_grad_enabled():
+        _check_finite(loss, image_BE, text_BE, logit_scale)
+    return loss
+
+
+def contrastive_loss_unchecked(
+    image_BE: Tensor,
+    text_BE: Tensor,
+    logit_scale: Tensor,
+    kernels: bool,
+    *,
+    group: dist.ProcessGroup | None = None,
+    ring: bool = False,
+    exclude_BN: Tensor | None = None,
+) -> Tensor:
+    """``contrastive_loss`` for checked arguments, by the Triton kernels or by plain torch."""
     image_unit_BE, text_unit_BE = _unit_rows(image_BE), _unit_rows(text_BE)
     scale = logit_scale.reshape(()).to(torch.promote_types(image_BE.dtype, torch.float32))
     own_B = _own_logits(image_unit_BE.detach(), text_unit_BE.detach(), scale.detach())
-    if group is None or world == 1:
+    if group is None or dist.get_world_size(group) == 1:
         row_B, column_B = pair_terms(image_unit_BE, text_unit_BE, scale, own_B, own_B, exclude_BN, 0, kernels)
     else:
         row_B, column_B = rank_terms(
             image_unit_BE, text_unit_BE, scale, own_B, exclude_BN, group, ring=ring, kernels=kernels
         )
-    loss = (row_B.mean() + column_B.mean()) / 2
-    # As elsewhere, a training step does not wait for its device.
-    if loss.device.type == "cpu" or not torch.is_grad_enabled():
-        _check_finite(loss, image_BE, text_BE, logit_scale)
+    loss: Tensor = (row_B.mean() + column_B.mean()) / 2
     return loss
 
 

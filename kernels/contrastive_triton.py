@@ -23,7 +23,7 @@ from torch import Tensor
 from segclip.kernels.contrastive_tiles import Rectangle, Sums
 from segclip.kernels.triton_common import dot, tuned
 
-__all__ = ["COMPILE_CASES", "TritonBlocks"]
+__all__ = ["TritonBlocks"]
 
 TILES = {
     (torch.bfloat16, "forward"): {"TILE_B": 128, "TILE_N": 128, "BLOCK_E": 64},
@@ -178,24 +178,3 @@ def _launch(kernel: Any, tile: dict[str, int], block: Rectangle, *tensors: Tenso
             *block.image_BE.stride(), *block.text_NE.stride(), *exclude.stride(),
             HAS_EXCLUDE=block.exclude_BN is not None, **tile,
         )  # fmt: skip
-
-
-def _compile_cases() -> list[tuple[str, Any, dict[str, str], dict[str, int | bool]]]:
-    cases = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        for exclude in (False, True):
-            vectors = dict.fromkeys(("scale", "own_row", "own_column", "row", "column"), "*fp32")
-            tables = {"image": f"*{short}", "text": f"*{short}", "exclude": "*u8" if exclude else "*fp32"}
-            sizes = dict.fromkeys(("B", "N", "E", "offset", "image_b", "text_n", "exclude_b"), "i32")
-            types = vectors | tables | sizes
-            grads = {"grad_row": "*fp32", "grad_column": "*fp32", "grad": f"*{short}"}
-            constants = {"image_e": 1, "text_e": 1, "exclude_n": 1, "HAS_EXCLUDE": exclude}
-            name = f"{short}, pairs left out" if exclude else short
-            forward, backward = (constants | TILES[dtype, way] for way in ("forward", "backward"))
-            cases.append((f"contrastive forward, {name}", _forward, types, forward))
-            cases.append((f"contrastive backward, {name}", _backward, types | grads, backward))
-    return cases
-
-
-COMPILE_CASES = _compile_cases()
-"""(name, kernel, types of its arguments, constants) of what runs in training, to compile where there is no GPU."""
