@@ -20,9 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segclip.kernels.dispatch import use_triton
 from segclip.keyed_random import gumbel
 
 __all__ = ["GumbelKey", "PatchAssignment", "patch_assignment", "patch_assignment_reference"]
+
+
+MOST_CENTERS = 64
+"""A kernel holds all centers of a patch on chip."""
 
 
 class GumbelKey(NamedTuple):
@@ -65,14 +70,24 @@ def patch_assignment(
         query_BGC: centers.
         key_BLC: patch keys.
         value_BLC: patch values.
-        noise: Gumbel noise as float32 [B, G, L], or the key it is drawn with, or None for none.
+        noise: Gumbel noise as float32 [B, G, L], a constant to the gradient; or the key it is drawn with, or None
+            for none.
         temperature: divides the noisy logits; evaluation uses 1.
 
     Raises:
-        ValueError: shapes or devices that do not go together.
+        ValueError: shapes, types or devices that do not go together; more than 64 centers; logits that are not
+            finite. The last is looked for where that does not make a training step wait for its device; there
+            the assignment and regions of the sample become NaN.
     """
     _check(query_BGC, key_BLC, value_BLC, noise)
-    return patch_assignment_reference(query_BGC, key_BLC, value_BLC, noise, temperature)
+    if use_triton(query_BGC):
+        from segclip.kernels.patch_assignment_triton import patch_assignment_triton
+
+        out = PatchAssignment(*patch_assignment_triton(query_BGC, key_BLC, value_BLC, noise, temperature))
+    else:
+        out = patch_assignment_reference(query_BGC, key_BLC, value_BLC, noise, temperature)
+    _check_finite(out.logits_BGL)
+    return out
 
 
 def patch_assignment_reference(
@@ -113,22 +128,44 @@ def _check(query_BGC: Tensor, key_BLC: Tensor, value_BLC: Tensor, noise: Tensor 
             f"got shapes {list(query_BGC.shape)} and {list(key_BLC.shape)}"
         )
     batch, centers, width = query_BGC.shape
-    if key_BLC.shape[0] != batch or key_BLC.shape[2] != width:
+    patches = key_BLC.shape[1]
+    if not 0 < centers <= MOST_CENTERS:
+        raise ValueError(f"query of patch_assignment must hold 1 to {MOST_CENTERS} centers, got {centers}")
+    if query_BGC.numel() == 0 or key_BLC.numel() == 0:
         raise ValueError(
-            f"key of patch_assignment must be [{batch}, L, {width}] like the query, got {list(key_BLC.shape)}"
+            "query and key of patch_assignment must not be empty, "
+            f"got shapes {list(query_BGC.shape)} and {list(key_BLC.shape)}"
         )
-    if value_BLC.shape[:2] != key_BLC.shape[:2] or value_BLC.ndim != 3:
-        raise ValueError(
-            f"value of patch_assignment must be [{batch}, {key_BLC.shape[1]}, C] like the key, "
-            f"got {list(value_BLC.shape)}"
-        )
+    _check_like("key", key_BLC, (batch, patches, width), query_BGC)
+    _check_like("value", value_BLC, (batch, patches, width), query_BGC)
     if isinstance(noise, GumbelKey):
-        if noise.positions_B.shape != (batch,):
-            raise ValueError(
-                f"noise positions of patch_assignment must be [{batch}], got {list(noise.positions_B.shape)}"
-            )
-    elif noise is not None and noise.shape != (batch, centers, key_BLC.shape[1]):
+        _check_like("noise positions", noise.positions_B, (batch,), query_BGC, torch.int64)
+    elif noise is not None:
+        compute = torch.promote_types(query_BGC.dtype, torch.float32)
+        _check_like("noise", noise, (batch, centers, patches), query_BGC, compute)
+
+
+def _check_like(
+    name: str, tensor: Tensor, shape: tuple[int, ...], query: Tensor, dtype: torch.dtype | None = None
+) -> None:
+    """Refuse an argument of another shape, type (None: the query's) or device than the query calls for."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} of patch_assignment must be {list(shape)}, got {list(tensor.shape)}")
+    dtype = dtype or query.dtype
+    if tensor.dtype != dtype or tensor.device != query.device:
         raise ValueError(
-            f"noise of patch_assignment must be [{batch}, {centers}, {key_BLC.shape[1]}], "
-            f"got {list(noise.shape)}"
+            f"{name} of patch_assignment must be {dtype} on {query.device} beside the query, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _check_finite(logits_BGL: Tensor) -> None:
+    if torch.compiler.is_compiling() or (logits_BGL.device.type != "cpu" and torch.is_grad_enabled()):
+        return
+    finite_B = logits_BGL.detach().isfinite().flatten(1).all(dim=1)
+    if not finite_B.all():
+        bad = (~finite_B).nonzero().flatten().tolist()
+        raise ValueError(
+            "logits of patch_assignment, the products of query and key, are not finite "
+            f"in samples {bad[:8]} of the batch"
         )

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segclip.kernels.dispatch import use_triton
+
 __all__ = ["superpixel_kl", "superpixel_kl_reference", "superpixel_kl_sums_reference"]
 
 
@@ -25,7 +27,7 @@ def superpixel_kl(hard_BGL: Tensor, superpixels_BL: Tensor) -> Tensor:
         superpixels_BL: integer superpixel id of each patch.
 
     Raises:
-        ValueError: the ids are not integers or not [B, L].
+        ValueError: the ids are not integers, not [B, L], or on another device; or there is nothing to compare.
     """
     if superpixels_BL.is_floating_point() or superpixels_BL.dtype == torch.bool:
         raise ValueError(f"superpixel ids must be integers, got {superpixels_BL.dtype}")
@@ -34,6 +36,17 @@ def superpixel_kl(hard_BGL: Tensor, superpixels_BL: Tensor) -> Tensor:
             f"superpixel ids must be [B, L] beside an assignment [B, G, L] = {list(hard_BGL.shape)}, "
             f"got {list(superpixels_BL.shape)}"
         )
+    if hard_BGL.numel() == 0:
+        raise ValueError(f"hard assignment of superpixel_kl is empty: shape {list(hard_BGL.shape)}")
+    if superpixels_BL.device != hard_BGL.device:
+        raise ValueError(
+            f"superpixel ids must be on the device of the assignment, {hard_BGL.device}, "
+            f"got {superpixels_BL.device}"
+        )
+    if use_triton(hard_BGL):
+        from segclip.kernels.superpixel_kl_triton import superpixel_kl_triton
+
+        return superpixel_kl_triton(hard_BGL, superpixels_BL)
     return superpixel_kl_reference(hard_BGL, superpixels_BL)
 
 

@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread a process, so that tests that start several ranks do not fight over two cores."""
+"""Shared by all tests.
+
+One thread a process, so that tests that start several ranks do not fight over two cores.
+"""
 
 from __future__ import annotations
 
@@ -9,3 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+
+# Triton reads this when it is first imported: without a GPU, its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

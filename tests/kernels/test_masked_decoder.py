@@ -76,9 +76,13 @@ def test_bfloat16_prediction_gives_a_float32_loss() -> None:
         ({"restore": torch.zeros(6, dtype=torch.int64)}, r"restore of unshuffle must be \[2, N\]"),
         ({"mask": torch.zeros(4)}, r"mask token of unshuffle must be \[3\]"),
         ({"places": torch.zeros(5, 3)}, r"positions of unshuffle must be \[6, 3\]"),
+        ({"restore": torch.zeros(2, 3, dtype=torch.int64)}, "place for each of 4 tokens, got 3"),
+        ({"restore": torch.zeros(2, 6, dtype=torch.int32)}, "restore of unshuffle must be torch.int64"),
+        ({"mask": torch.zeros(3, dtype=torch.float64)}, "mask token of unshuffle must be torch.float32"),
+        ({"places": torch.zeros(6, 3, device="meta")}, "positions of unshuffle must be .* got .* on meta"),
     ],
 )
-def test_unshuffle_shapes(change, message) -> None:
+def test_unshuffle_refuses(change, message) -> None:
     arguments = {
         "restore": torch.zeros(2, 6, dtype=torch.int64),
         "mask": torch.zeros(3),
@@ -106,3 +110,27 @@ def test_pixel_loss_shapes(prediction, masked, size, message) -> None:
             MEAN,
             STD,
         )
+
+
+@pytest.mark.parametrize(
+    ("images", "masked", "message"),
+    [
+        (torch.zeros(2, 1, 4, 6), torch.zeros(2, 3, dtype=torch.int64), r"must be \[B, 3, H, W\]"),
+        (
+            torch.zeros(2, 3, 4, 6, dtype=torch.int32),
+            torch.zeros(2, 3, dtype=torch.int64),
+            "uint8 .* or float .* got torch.int32",
+        ),
+        (torch.zeros(2, 3, 4, 6), torch.zeros(2, 3), "masked patches must be torch.int64"),
+    ],
+)
+def test_pixel_loss_refuses(images, masked, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        masked_pixel_loss(torch.zeros(2, 3, 12), images, masked, 2, MEAN, STD)
+
+
+def test_pixel_loss_gradient() -> None:
+    images = torch.rand(2, 3, 4, 6, dtype=torch.float64)
+    masked = torch.tensor([[0, 5], [3, 1]])
+    prediction = torch.randn(2, 2, 12, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda p: masked_pixel_loss(p, images, masked, 2, MEAN, STD), prediction)

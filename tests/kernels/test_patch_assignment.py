@@ -108,9 +108,13 @@ def test_types(dtype) -> None:
     ("place", "shape", "message"),
     [
         (0, (3, 5), "query and key"),
-        (1, (2, 7, 4), r"key of patch_assignment must be \[2, L, 5\]"),
+        (1, (2, 7, 4), r"key of patch_assignment must be \[2, 7, 5\]"),
         (1, (1, 7, 5), "key of patch_assignment"),
-        (2, (2, 6, 5), r"value of patch_assignment must be \[2, 7, C\]"),
+        (2, (2, 6, 5), r"value of patch_assignment must be \[2, 7, 5\]"),
+        (2, (2, 7, 4), r"value of patch_assignment must be \[2, 7, 5\], got \[2, 7, 4\]"),
+        (0, (2, 65, 5), "query of patch_assignment must hold 1 to 64 centers, got 65"),
+        (0, (2, 0, 5), "query of patch_assignment must hold 1 to 64 centers, got 0"),
+        (1, (2, 0, 5), "must not be empty"),
         (3, (2, 3, 6), r"noise of patch_assignment must be \[2, 3, 7\], got \[2, 3, 6\]"),
     ],
 )
@@ -125,3 +129,31 @@ def test_positions_of_another_batch() -> None:
     query, key, value, _ = tensors()
     with pytest.raises(ValueError, match=r"positions of patch_assignment must be \[2\], got \[3\]"):
         patch_assignment(query, key, value, GumbelKey(0, 1, torch.zeros(3, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("name", ["key", "value", "noise"])
+def test_types_that_do_not_go_together(name) -> None:
+    arguments = dict(zip(("query", "key", "value", "noise"), tensors(dtype=torch.float32), strict=True))
+    arguments[name] = arguments[name].bfloat16()
+    with pytest.raises(ValueError, match=f"{name} of patch_assignment must be torch.float32 on cpu"):
+        patch_assignment(*arguments.values())
+
+
+def test_positions_of_another_type() -> None:
+    query, key, value, _ = tensors()
+    with pytest.raises(ValueError, match=r"positions of patch_assignment must be torch.int64"):
+        patch_assignment(query, key, value, GumbelKey(0, 1, torch.zeros(2, dtype=torch.int32)))
+
+
+def test_devices_that_do_not_go_together() -> None:
+    query, key, value, _ = tensors()
+    with pytest.raises(ValueError, match=r"value of patch_assignment must be .* got .* on meta"):
+        patch_assignment(query, key, value.to("meta"))
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite(worst) -> None:
+    query, key, value, _ = tensors(batch=3)
+    key[1, 4, 2] = worst
+    with pytest.raises(ValueError, match=r"query and key, are not finite in samples \[1\]"):
+        patch_assignment(query, key, value)

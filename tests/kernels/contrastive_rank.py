@@ -1,0 +1,64 @@
+"""One rank of the contrastive loss's tests with real processes.
+
+Arguments: rank, number of ranks, file for the rendezvous, file for the results. Each rank takes part in groups of one,
+two and all ranks, and saves for each its loss and gradients by either way of bringing ranks together.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segclip.kernels import contrastive_loss
+
+GROUPS = {"one": [1], "two": [2, 3], "all": [0, 1, 2, 3]}
+ROWS, WIDTH = 33, 80
+"""Of each rank's features."""
+
+
+def batch(ranks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, texts and temperature of a global batch, and a table of pairs to leave out."""
+    generator = torch.Generator().manual_seed(ranks)
+    image, text = torch.randn((2, ranks * ROWS, WIDTH), generator=generator)
+    # Far enough from chance for some rows to matter more than others.
+    text += 0.3 * image
+    exclude = torch.rand((ranks * ROWS, ranks * ROWS), generator=generator) < 0.2
+    return image, text, torch.tensor(1 / 0.07), exclude
+
+
+def loss_and_gradients(
+    image: Tensor, text: Tensor, scale: Tensor, exclude: Tensor | None, group=None, ring=False
+) -> list[Tensor]:
+    """Of one call of the loss."""
+    inputs = [tensor.clone().requires_grad_(True) for tensor in (image, text, scale)]
+    loss = contrastive_loss(*inputs, group=group, ring=ring, exclude_BN=exclude)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def main() -> None:
+    """Take part in every group."""
+    rank, world, rendezvous, results = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    found = {}
+    for name, ranks in GROUPS.items():
+        group = dist.new_group(ranks)
+        if rank not in ranks:
+            continue
+        image, text, scale, exclude = batch(len(ranks))
+        place = ranks.index(rank)
+        own = slice(place * ROWS, (place + 1) * ROWS)
+        for ring in (False, True):
+            for table in (None, exclude[own]):
+                found[name, ring, table is not None] = loss_and_gradients(
+                    image[own], text[own], scale, table, group, ring
+                )
+    torch.save(found, results)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

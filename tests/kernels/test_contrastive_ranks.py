@@ -1,0 +1,66 @@
+"""The contrastive loss over real ranks against one process that has the whole batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("contrastive_rank.py")
+WORLD = 4
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("contrastive_rank", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    results = [folder / f"{rank}.pt" for rank in range(WORLD)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(WORLD), str(folder / "rendezvous"), str(result)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, result in enumerate(results)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(result) for result in results]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("group", ["one", "two", "all"])
+def test_equal_to_one_process(ranks, script, group, ring, exclude) -> None:
+    members = [ranks[rank][group, ring, exclude] for rank in script.GROUPS[group]]
+    losses, image_grads, text_grads, scale_grads = zip(*members, strict=True)
+    *inputs, table = script.batch(len(members))
+    loss, image_grad, text_grad, scale_grad = script.loss_and_gradients(*inputs, table if exclude else None)
+
+    def check(found, expected) -> None:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+    # Parameters' gradients are averaged over ranks; the features' are not.
+    check(torch.stack(losses).mean(), loss)
+    check(torch.cat(image_grads) / len(members), image_grad)
+    check(torch.cat(text_grads) / len(members), text_grad)
+    check(torch.stack(scale_grads).mean(), scale_grad)
