@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-fast lint format bench clean
+.PHONY: help setup quickstart test test-fast lint format bench bench-gpu clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -46,6 +46,10 @@ format: $(VENV)/.installed
 ## bench        run every script in benchmarks/ and print one table
 bench: $(VENV)/.installed
 	python -m benchmarks.all
+
+## bench-gpu    the Triton kernels on this machine's GPU (of all packages it needs torch, triton, numpy and rich alone)
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
 
 ## clean        remove .venv, runs and caches
 clean:

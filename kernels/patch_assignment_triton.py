@@ -234,8 +234,8 @@ def _slopes(
 
 
 @tuned(
-    triton.Config({"BLOCK_L": 32, "BLOCK_C": 128}, num_warps=4, num_stages=3),
     triton.Config({"BLOCK_L": 32, "BLOCK_C": 64}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_L": 32, "BLOCK_C": 128}, num_warps=4, num_stages=3),
     triton.Config({"BLOCK_L": 32, "BLOCK_C": 256}, num_warps=8, num_stages=2),
     key=["G", "L", "C"],
 )

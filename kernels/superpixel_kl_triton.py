@@ -37,9 +37,9 @@ __all__ = ["superpixel_kl_triton"]
 # Larger tiles read the sample less often, smaller ones waste less of the last tile; beyond these, registers spill.
 # BLOCK_J is the order of the sums: one value for all.
 CONFIGS = [
+    triton.Config({"BLOCK_L": 128, "BLOCK_J": 32}, num_warps=8),
     triton.Config({"BLOCK_L": 64, "BLOCK_J": 32}, num_warps=4),
     triton.Config({"BLOCK_L": 32, "BLOCK_J": 32}, num_warps=2),
-    triton.Config({"BLOCK_L": 128, "BLOCK_J": 32}, num_warps=8),
 ]
 
 

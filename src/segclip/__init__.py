@@ -10,7 +10,7 @@ Everything else is reached by its module: ``segclip.models``, ``segclip.eval``, 
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from segclip.models.segclip import SegCLIP
 
 __all__ = ["ModelConfig", "SegCLIP", "Segmentation", "load", "segment"]
-__version__ = version("segclip")
+try:
+    __version__ = version("segclip")
+except PackageNotFoundError:
+    # Run from a checkout that is not installed, as `make bench-gpu` may be.
+    __version__ = "0+checkout"
 
 # Imported when first used: `segclip-eval --help` should not wait for torch.
 _HOMES = {

@@ -81,6 +81,19 @@ def test_outputs_and_gradients(batch, centers, patches, width, noisy, dtype, dev
         )
 
 
+@pytest.mark.parametrize("used", ["regions_BGC", "hard_BGL", "logits_BGL"])
+def test_gradient_of_one_output_alone(used, device) -> None:
+    query, key, value, noise = example(2, 6, 49, 16, torch.float32, device)
+    query.requires_grad_(True)
+    found, expected = (
+        torch.autograd.grad(
+            (getattr(function(query, key, value, noise, TEMPERATURE), used) ** 2).sum(), query
+        )[0]
+        for function in (patch_assignment, patch_assignment_reference)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", [1, 2**33 + 5, -(2**40), 2**63 + 17])
 def test_keyed_noise_is_that_of_the_library(seed, device) -> None:
     *inputs, _ = example(3, 6, 37, 16, torch.float32, device)

@@ -18,6 +18,8 @@ def example(
     generator = torch.Generator().manual_seed(batch + centers + patches + labels)
     hard = torch.randn((batch, centers, patches), generator=generator).to(device, dtype)
     names = torch.randint(-(2**40), 2**40, (labels,), generator=generator)
+    # What a kernel may load beyond the last patch.
+    names[0] = 0
     return hard, names[torch.randint(labels, (batch, patches), generator=generator)].to(device)
 
 
