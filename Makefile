@@ -50,6 +50,7 @@ bench: $(VENV)/.installed
 ## bench-gpu    the Triton kernels on this machine's GPU (of all packages it needs torch, triton, numpy and rich alone)
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_contrastive --json benchmarks/results/gpu_contrastive.json
 
 ## clean        remove .venv, runs and caches
 clean:

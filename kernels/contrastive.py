@@ -40,7 +40,6 @@ def contrastive_loss(
     group: dist.ProcessGroup | None = None,
     ring: bool = False,
     exclude_BN: Tensor | None = None,
-    exclude_text_BN: Tensor | None = None,
 ) -> Tensor:
     """This rank's contrastive loss, a float32 scalar; see the top of this file.
 
@@ -52,15 +51,13 @@ def contrastive_loss(
         ring: pass texts from rank to rank instead of gathering them: less memory, for very large batches.
         exclude_BN: bool; true where image i of this rank and text j of all are no negatives of each other: neither
             finds the other among what it looks through. A pair is never left out.
-        exclude_text_BN: the same pairs as ``exclude_BN`` of all ranks, as seen by this rank's texts. They are known
-            already, so it is only checked for its shape.
 
     Raises:
         ValueError: shapes, types or devices that do not go together; on a CPU, and where no gradient is wanted, also
             values that are not finite.
     """
     world = dist.get_world_size(group) if group is not None else 1
-    _check(image_BE, text_BE, logit_scale, world, exclude_BN, exclude_text_BN)
+    _check(image_BE, text_BE, logit_scale, world, exclude_BN)
     loss = contrastive_loss_unchecked(
         image_BE, text_BE, logit_scale, use_triton(image_BE), group=group, ring=ring, exclude_BN=exclude_BN
     )
@@ -126,7 +123,6 @@ def _check(
     logit_scale: Tensor,
     world: int,
     exclude_BN: Tensor | None,
-    exclude_text_BN: Tensor | None,
 ) -> None:
     if image_BE.ndim != 2 or image_BE.shape != text_BE.shape:
         raise ValueError(
@@ -142,11 +138,11 @@ def _check(
     if logit_scale.numel() != 1:
         raise ValueError(f"logit_scale must be a scalar, got {list(logit_scale.shape)}")
     expected = (image_BE.shape[0], image_BE.shape[0] * world)
-    tables = {"exclude_BN": exclude_BN, "exclude_text_BN": exclude_text_BN}
-    for name, table in tables.items():
-        if table is not None and (table.dtype != torch.bool or table.shape != expected):
-            raise ValueError(f"{name} must be bool {list(expected)}, got {table.dtype} {list(table.shape)}")
-    for name, tensor in {"text_BE": text_BE, "logit_scale": logit_scale, **tables}.items():
+    if exclude_BN is not None and (exclude_BN.dtype != torch.bool or exclude_BN.shape != expected):
+        raise ValueError(
+            f"exclude_BN must be bool {list(expected)}, got {exclude_BN.dtype} {list(exclude_BN.shape)}"
+        )
+    for name, tensor in {"text_BE": text_BE, "logit_scale": logit_scale, "exclude_BN": exclude_BN}.items():
         if tensor is not None and tensor.device != image_BE.device:
             raise ValueError(f"{name} must be on {image_BE.device} like image_BE, got {tensor.device}")
 

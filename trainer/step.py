@@ -61,23 +61,19 @@ def total_loss(
     The contrastive part sees the whole batch of ``group``; its gradient averaged over ranks is that of the global loss.
     """
     device = output.image_embed_BE.device
-    exclude_image_BN = exclude_text_BN = None
+    exclude_BN = None
     if config.skip_false_negatives:
-        captions_BT, texts_BT = batch.caption_tokens.to(device), batch.tokens.to(device)
-        both_N2T = torch.stack([captions_BT, texts_BT], dim=1)
+        texts_NT = texts_BT = batch.tokens.to(device)
         if group is not None:
-            both_N2T = gather_rows(both_N2T, group)
-        all_captions_NT, all_texts_NT = both_N2T.unbind(dim=1)
-        exclude_image_BN = false_negatives(captions_BT, all_texts_NT)
-        exclude_text_BN = false_negatives(all_captions_NT, texts_BT).T
+            texts_NT = gather_rows(texts_BT, group)
+        exclude_BN = false_negatives(batch.caption_tokens.to(device), texts_NT)
     losses = {
         "contrastive": contrastive_loss(
             output.image_embed_BE,
             output.text_embed_BE,
             output.logit_scale,
             group=group,
-            exclude_BN=exclude_image_BN,
-            exclude_text_BN=exclude_text_BN,
+            exclude_BN=exclude_BN,
         ),
         "superpixel_kl": output.loss_superpixel,
         "reconstruction": output.loss_reconstruction,
