@@ -8,7 +8,6 @@ import pytest
 from segclip.data_pipelines.captions import tokenizer
 from segclip.eval.text import tokenize
 
-
 SPECIAL = pytest.param(
     12,
     marks=pytest.mark.xfail(
