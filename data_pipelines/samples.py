@@ -55,17 +55,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which copies to a GPU run beside computation."""
-        return Batch(
-            self.images.pin_memory(),
-            self.tokens.pin_memory(),
-            self.caption_tokens.pin_memory(),
-            self.superpixels.pin_memory(),
-            self.captions,
-            self.positions.pin_memory(),
-        )
-
 
 @dataclass(frozen=True)
 class Shard:

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 PatchLabelRule = Literal["vote", "mean"]
+MOST_SEGMENTS = 32767  # so that ids fit into int16
 DENSE_IDS = 512  # up to this many ids votes are counted in a table
 
 
@@ -34,7 +35,10 @@ class SuperpixelMethod(BaseModel):
 
     method: Literal["slic"] = Field(default="slic", description="Algorithm: SLIC as fast-slic implements it.")
     segments: int = Field(
-        default=12, ge=2, le=65535, description="Regions asked for; the result may hold a few fewer."
+        default=12,
+        ge=2,
+        le=MOST_SEGMENTS,
+        description="Regions asked for; the result may hold a few fewer. Ids are int16, hence the limit.",
     )
     compactness: float = Field(
         default=20.0, gt=0, description="Weight of distance against colour: higher is rounder."

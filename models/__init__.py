@@ -1,4 +1,4 @@
-"""The network and its parts. No input or output, no training loop, no distributed set-up."""
+"""The network, its parts and its files: checkpoints, exports, CLIP weights. No training loop or distributed set-up."""
 
 from segclip.models.config import ModelConfig
 from segclip.models.noise import InjectedNoise, KeyedNoise, Noise

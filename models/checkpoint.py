@@ -1,4 +1,4 @@
-"""Networks from files and back: our export folder, and the checkpoints of SegCLIP's authors and their code.
+"""Networks from files and back: our export folder, the checkpoints of SegCLIP's authors and their code, CLIP's weights.
 
 Pickle files are read with ``weights_only=True`` alone: they can hold tensors and plain containers, never
 code.
@@ -51,21 +51,24 @@ _SHOWN = 8
 
 
 def load(path: str | Path, strict: bool = True, device: str | torch.device = "cpu") -> SegCLIP:
-    """A network from our export folder or from a checkpoint file of the original, in evaluation mode.
+    """A network from our export folder, a checkpoint file of the original or CLIP's weights, in evaluation mode.
 
     Args:
         path: folder with ``model.safetensors`` and ``config.json``; or a file of the original: a released
             ``segclip.bin`` or a checkpoint that its training wrote (``pytorch_model.bin.N``), whose sizes are
-            inferred from its tensors.
+            inferred from its tensors; or, where nothing of that name exists, what ``ModelConfig.init_from``
+            takes, such as ``ViT-B-16/openai`` (see ``segclip.models.pretrained``). A network from CLIP is for
+            training: the parts that CLIP does not have are random, drawn from torch's global generator.
         strict: refuse missing and unexpected parameters; otherwise take those that fit by name. Shapes that
             differ are refused in either case.
         device: where to put the network.
 
     Raises:
-        ValueError: not a checkpoint, or one that does not fit.
+        ValueError: not a checkpoint, or one that does not fit; no such model or tag of CLIP.
         FileNotFoundError: nothing there.
+        UserError: CLIP's weights could not be downloaded.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
     card: dict[str, Any] = {}
     if path.is_dir():
         config, card, tensors = _read_export(path)
@@ -74,9 +77,13 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
         config = known or infer_config(tensors)
         tensors = from_released(tensors)
     else:
+        from segclip.models.pretrained import clip_config, names_clip  # imports much of open_clip
+
+        if names_clip(name):
+            return SegCLIP(clip_config(name)).to(device).eval()
         raise FileNotFoundError(
-            f"no checkpoint at {path}: give an export folder ({WEIGHTS_FILE} and {CONFIG_FILE}) "
-            "or a checkpoint file"
+            f"no checkpoint at {path}: give an export folder ({WEIGHTS_FILE} and {CONFIG_FILE}), "
+            "a checkpoint file, or MODEL/TAG of open_clip such as ViT-B-16/openai"
         )
     model = SegCLIP(config, load_init=False)
     model.card = card

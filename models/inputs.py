@@ -14,7 +14,8 @@ def check_images(images_BCHW: Tensor, config: ModelConfig, content: bool = True)
     """Refuse images the network can not take.
 
     Args:
-        content: also look at the values (waits for the device).
+        content: also look at the values. That waits for the device, so training on a GPU leaves it out: there
+            values that are not finite pass, and show in the loss.
 
     Raises:
         ValueError: wrong rank, channels, type or size, no image at all, or values that are not finite.

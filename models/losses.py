@@ -13,7 +13,10 @@ __all__ = ["LossConfig", "false_negatives"]
 
 
 class LossConfig(BaseModel):
-    """Weights of the loss parts; the paper's recipe has 1 for each. A part of weight 0 is not computed."""
+    """Weights of the loss parts; the paper's recipe has 1 for each.
+
+    A part of weight 0 is not computed, but for the contrastive one, whose value is kept in the metrics.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

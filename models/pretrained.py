@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from pydantic import ValidationError
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from segclip.models.positions import resample_grid
 if TYPE_CHECKING:
     from segclip.models.segclip import SegCLIP
 
-__all__ = ["clip_tensors", "load_clip", "reference_key"]
+__all__ = ["clip_config", "clip_tensors", "load_clip", "names_clip", "reference_key"]
 
 LOCAL = "local-dir:"
 _VISION_BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.")
@@ -92,6 +93,43 @@ def load_clip(model: SegCLIP, init_from: str, cache_dir: str | Path | None = Non
         raise ValueError(f"{init_from} does not fit the network: {'; '.join(wrong)}")
     model.load_state_dict(tensors, strict=False)
     return list(tensors)
+
+
+def names_clip(name: str) -> bool:
+    """Whether a name that is no path is meant for CLIP, as ``init_from`` names it, misspelt or not."""
+    if name.startswith((LOCAL, "hf-hub:")):
+        return True
+    model, known = name.partition("/")[0], open_clip.list_models()
+    return model in known or bool(nearest(model, known))
+
+
+def clip_config(init_from: str) -> ModelConfig:
+    """The configuration of a network that takes over a CLIP model whole: its sizes, activation and normalisation.
+
+    What CLIP does not tell is the paper's; of the blocks of the vision tower the last sixth, two of ViT-B/16's
+    twelve, work on centers.
+
+    Args:
+        init_from: as in ``load_clip``; also what the configuration starts from.
+
+    Raises:
+        ValueError: no such model, tag or file, or a model of another architecture.
+    """
+    source = _find(init_from)
+    sizes = _sizes(source)
+    layers = sizes["vision_layers"]
+    colours = {"image_mean": source.tag.get("mean"), "image_std": source.tag.get("std")}
+    try:
+        return ModelConfig(
+            **sizes,
+            first_stage_layers=layers - max(round(layers / 6), 1),
+            quick_gelu=source.quick_gelu,
+            init_from=init_from,
+            **{name: tuple(value) for name, value in colours.items() if value is not None},
+        )
+    except ValidationError as error:
+        reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise ValueError(f"no network can start from {init_from}: {reasons}") from error
 
 
 def reference_key(key: str, first_stage_layers: int) -> str:
@@ -194,39 +232,17 @@ def _find_folder(init_from: str) -> _Source:
 
 def _check_fits(source: _Source, config: ModelConfig) -> None:
     """Compare architectures before anything is downloaded."""
-    vision, text = source.architecture.get("vision_cfg", {}), source.architecture.get("text_cfg", {})
-    if vision.get("timm_model_name") or isinstance(vision.get("layers"), (list, tuple)):
-        raise ValueError(
-            f"{source.name} is not CLIP's vision transformer; take a ViT such as ViT-B-16/openai"
-        )
-    strange = _strange(vision, CLIPVisionCfg, _FREE_VISION) + _strange(text, CLIPTextCfg, _FREE_TEXT)
-    strange += [
-        key for key in ("custom_text", "multimodal_cfg", "init_logit_bias") if source.architecture.get(key)
-    ]
-    if strange:
-        raise ValueError(
-            f"{source.name} differs from CLIP in {', '.join(strange)}, which this network can not compute; "
-            "take another model, such as ViT-B-16/openai"
-        )
-    theirs = asdict(CLIPVisionCfg(**vision)), asdict(CLIPTextCfg(**text))
-    expected = {
-        "vision_width": theirs[0]["width"],
-        "vision_layers": theirs[0]["layers"],
-        "vision_heads": theirs[0]["width"] // theirs[0]["head_width"],
-        "embed_dim": source.architecture["embed_dim"],
-        "text_width": theirs[1]["width"],
-        "text_layers": theirs[1]["layers"],
-        "text_heads": theirs[1]["heads"],
-        "vocab_size": theirs[1]["vocab_size"],
-    }
+    sizes = _sizes(source)
+    free = ("image_size", "patch_size", "context_length")
+    expected = {name: value for name, value in sizes.items() if name not in free}
     wrong = [
         f"{name} is {getattr(config, name)}, there it is {value}"
         for name, value in expected.items()
         if getattr(config, name) != value
     ]
-    if config.context_length > theirs[1]["context_length"]:
+    if config.context_length > sizes["context_length"]:
         wrong.append(
-            f"context_length is {config.context_length}, more than the {theirs[1]['context_length']} words it knows"
+            f"context_length is {config.context_length}, more than the {sizes['context_length']} words it knows"
         )
     if wrong:
         raise ValueError(f"the network can not start from {source.name}: {'; '.join(wrong)}")
@@ -247,6 +263,42 @@ def _check_fits(source: _Source, config: ModelConfig) -> None:
                 f"{source.name} was trained on images normalised otherwise: set model.{name} to {list(there)}, "
                 f"not {list(ours)}"
             )
+
+
+def _sizes(source: _Source) -> dict[str, Any]:
+    """What the architecture fixes of a configuration.
+
+    Raises:
+        ValueError: it is not CLIP's.
+    """
+    vision, text = source.architecture.get("vision_cfg", {}), source.architecture.get("text_cfg", {})
+    if vision.get("timm_model_name") or isinstance(vision.get("layers"), (list, tuple)):
+        raise ValueError(
+            f"{source.name} is not CLIP's vision transformer; take a ViT such as ViT-B-16/openai"
+        )
+    strange = _strange(vision, CLIPVisionCfg, _FREE_VISION) + _strange(text, CLIPTextCfg, _FREE_TEXT)
+    strange += [
+        key for key in ("custom_text", "multimodal_cfg", "init_logit_bias") if source.architecture.get(key)
+    ]
+    if strange:
+        raise ValueError(
+            f"{source.name} differs from CLIP in {', '.join(strange)}, which this network can not compute; "
+            "take another model, such as ViT-B-16/openai"
+        )
+    theirs = CLIPVisionCfg(**vision), CLIPTextCfg(**text)
+    return {
+        "image_size": theirs[0].image_size,
+        "patch_size": theirs[0].patch_size,
+        "vision_width": theirs[0].width,
+        "vision_layers": theirs[0].layers,
+        "vision_heads": theirs[0].width // theirs[0].head_width,
+        "embed_dim": source.architecture["embed_dim"],
+        "text_width": theirs[1].width,
+        "text_layers": theirs[1].layers,
+        "text_heads": theirs[1].heads,
+        "context_length": theirs[1].context_length,
+        "vocab_size": theirs[1].vocab_size,
+    }
 
 
 def _strange(given: Mapping[str, Any], kind: Any, free: set[str]) -> list[str]:

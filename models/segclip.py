@@ -114,7 +114,8 @@ class SegCLIP(nn.Module, SegCLIPHubMixin):
 
         Raises:
             ValueError: see ``check_images``, ``check_tokens`` and ``check_superpixels``; or a loss lacks its
-                input.
+                input. Values (pixels that are not finite, token ids outside the vocabulary) are not looked at
+                while training on a GPU, where each look would make the step wait for the device.
         """
         config = self.config
         content = self._look_at_content(images_BCHW)

@@ -11,17 +11,17 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segclip.console import nearest
 from segclip.data_pipelines.config import DataConfig
 from segclip.models.config import ModelConfig
 from segclip.models.losses import LossConfig
 from segclip.trainer.checkpoint import CheckpointConfig
-from segclip.trainer.optimizer import OptimizerConfig
+from segclip.trainer.optimizer import OptimizerConfig, frozen_parameters
 from segclip.trainer.schedule import ScheduleConfig
 from segclip.trainer.tracking import TrackingConfig
 from segclip.trainer.zero import ZeroConfig
@@ -83,6 +83,11 @@ class RunConfig(BaseModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        frozen_parameters(self.optimizer, self.model)
+        return self
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -167,7 +172,10 @@ def _explain(item: Any) -> str:
         return f"unknown key {name!r}{nearest(names[-1], allowed)}; allowed here: {', '.join(allowed)}"
     if item["type"] == "missing":
         return f"key {name!r} is missing"
-    return f"{name} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not names:  # between sections: the message names the keys, and the input is the whole file
+        return str(message)
+    return f"{name} = {item['input']!r}: {message}"
 
 
 def _section(names: Sequence[str]) -> type[BaseModel] | None:

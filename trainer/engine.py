@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
-from segclip.trainer.optimizer import build_optimizer, freeze
+from segclip.trainer.optimizer import build_optimizer, freeze, frozen_parameters
 from segclip.trainer.precision import resolve_precision
 from segclip.trainer.zero import deepspeed_config
 
@@ -40,7 +40,7 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
         )
     torch.manual_seed(config.seed)
     model: nn.Module = SegCLIP(config.model, load_init=not resuming)
-    freeze(model, config.optimizer.frozen)
+    freeze(model, frozen_parameters(config.optimizer, config.model))
     _give_scalars_a_dimension(model)
     model.to(ranks.device).train()
     engine, *_ = deepspeed.initialize(

@@ -7,13 +7,16 @@ aggregation at ``lr``, the text embeddings at ``lower_text_lr``; each of these a
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-__all__ = ["OptimizerConfig", "build_optimizer", "freeze", "parameter_groups"]
+from segclip.models.config import ModelConfig
+from segclip.models.freezing import frozen_names
+
+__all__ = ["OptimizerConfig", "build_optimizer", "freeze", "frozen_parameters", "parameter_groups"]
 
 TEXT_EMBEDDINGS = re.compile(r"text\.(positional_embedding|token_embedding\.weight)")
 # Starts from CLIP and lies below the aggregation, or belongs to the text tower.
@@ -47,6 +50,40 @@ class OptimizerConfig(BaseModel):
     frozen: tuple[str, ...] = Field(
         (), description="Parameters that stay as they start, by name or prefix of a name."
     )
+    freeze_layers: int | None = Field(
+        None,
+        ge=-1,
+        description="The original's rule, beside frozen: the embeddings of both towers and the first so many blocks of "
+        "each stay as they start (0, its default: the embeddings alone; -1: only patch embedding and positions of "
+        "images); null freezes nothing by rule.",
+    )
+    freeze_text_layers: int = Field(
+        0, ge=0, description="At least so many text blocks stay as they start; needs freeze_layers."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.freeze_text_layers and self.freeze_layers is None:
+            raise ValueError(
+                f"freeze_text_layers is {self.freeze_text_layers}, but freeze_layers is null: set that to 0 or more, "
+                "or to -1 to freeze as little else as the rule allows"
+            )
+        return self
+
+
+def frozen_parameters(optimizer: OptimizerConfig, model: ModelConfig) -> tuple[str, ...]:
+    """Names, or beginnings of names, of all that ``frozen`` and the original's rule keep as it starts.
+
+    Raises:
+        ValueError: the rule counts more blocks than there are.
+    """
+    if optimizer.freeze_layers is None:
+        return optimizer.frozen
+    try:
+        by_rule = frozen_names(model, optimizer.freeze_layers, optimizer.freeze_text_layers)
+    except ValueError as error:
+        raise ValueError(f"optimizer.freeze_{error}") from error
+    return (*optimizer.frozen, *by_rule)
 
 
 def freeze(model: nn.Module, frozen: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segclip.data_pipelines.superpixels import patch_labels
+from segclip.data_pipelines.superpixels import original_patch_labels
 from segclip.eval.inference import (
     ClassScorer,
     label_map,
@@ -30,7 +30,7 @@ from segclip.models import InjectedNoise, ModelConfig, SegCLIP, TrainOutput, Vis
 from segclip.models.checkpoint import load_tensors
 from segclip.models.names import from_released, released_name, to_released
 from segclip.models.positions import resample_grid
-from segclip.trainer.optimizer import OptimizerConfig, build_optimizer, freeze, parameter_groups
+from segclip.trainer.optimizer import OptimizerConfig, build_optimizer, freeze, frozen_parameters
 from segclip.trainer.schedule import learning_rate_factor
 
 Array = NDArray[Any]
@@ -38,17 +38,15 @@ Arrays = dict[str, Array]
 
 # The original's trainer, as the golden arrays were made.
 RECIPE = OptimizerConfig(
-    lr=4e-3, lower_lr=4e-6, weight_decay=0.05, decay_rule="original", betas=(0.9, 0.98), eps=1e-6
+    lr=4e-3,
+    lower_lr=4e-6,
+    weight_decay=0.05,
+    decay_rule="original",
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    freeze_layers=0,
 )
 STEPS, WARMUP, CLIP_NORM = 20, 0.15, 1.0
-FROZEN = (
-    "text.positional_embedding",
-    "text.token_embedding",
-    "vision.class_embedding",
-    "vision.positional_embedding",
-    "vision.patch_embed",
-    "vision.ln_pre",
-)
 
 
 # ------------------------------------------------------------------------------------------- network and
@@ -319,7 +317,7 @@ def trainloop_outputs(
 ) -> Arrays:
     """Updates of the original's recipe, each from ``accumulate`` batches with negatives of their own."""
     model = model_of(cfg, state).train()
-    freeze(model, FROZEN)
+    freeze(model, frozen_parameters(RECIPE, model.config))
     optimizer = build_optimizer(model, RECIPE)
     batches = len({name.split("/")[0] for name in inp if name.startswith("batch")})
     released = to_released(dict(model.named_parameters()))
@@ -398,20 +396,18 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
     problem = _TwoLayers(inp["w0"], inp["b0"], inp["u0"])
     total = int(inp["t_total"])
     start, end = (0.1, 0.05) if name == "traj_startend" else (0.0, 0.0)
-    recipe = RECIPE.model_copy(update={"lr": 1.0, "lower_lr": None})
-    base = {"decay": float(inp["group_lr"][0]), "no_decay": float(inp["group_lr"][1])}
-    # One group a parameter: each has its own count of updates, and so its own place in the schedule.
-    groups = [
-        {
-            "params": [parameter],
-            "base_lr": base["decay" if group["weight_decay"] else "no_decay"],
-            **_settings(group),
-        }
-        for group in parameter_groups(problem, recipe)
-        for parameter in group["params"]
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps)
-    steps: dict[Tensor, int] = dict.fromkeys(problem.parameters(), 0)
+    optimizer = build_optimizer(problem, RECIPE.model_copy(update={"lower_lr": None}))
+    for group in optimizer.param_groups:
+        # Two rates, by decay: the golden problem's own, which no setting of ours makes.
+        group["base_lr"] = float(inp["group_lr"][0 if group["weight_decay"] else 1])
+    if not inp["u_has_grad"].all():
+        # The original's schedule counts updates of each parameter by itself, ours steps of the run. They differ
+        # only for a parameter that some steps leave without a gradient, for which a group of its own is needed.
+        optimizer.param_groups[:] = [
+            {**group, "params": [parameter]}
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
     record: dict[str, list[Array]] = {key: [] for key in ("w", "b", "u", "gw", "gb", "gu", "loss")}
     for x, y, with_u in zip(inp["X"], inp["Y"], inp["u_has_grad"], strict=True):
         loss = problem(torch.tensor(x), torch.tensor(y), bool(with_u))
@@ -422,15 +418,9 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             record[f"g{key}"].append(gradient.numpy().copy())
         for group in optimizer.param_groups:
-            (parameter,) = group["params"]
-            if parameter.grad is None:
-                continue
-            steps[parameter] += 1
-            factor = (
-                learning_rate_factor(steps[parameter] / total, "cosine", WARMUP, start, end)
-                if total > 0
-                else 1.0
-            )
+            updates = int(optimizer.state[group["params"][0]].get("step", 0)) + 1
+            # Without a length the original keeps the rate; our runs always have one.
+            factor = learning_rate_factor(updates / total, "cosine", WARMUP, start, end) if total > 0 else 1.0
             group["lr"] = group["base_lr"] * factor
         optimizer.step()
         for key, parameter in zip("wbu", problem.parameters(), strict=True):
@@ -445,33 +435,9 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
     }
 
 
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in ("lr", "weight_decay")}
-
-
 # ------------------------------------------------------------------------------------------- superpixels
 
 
 def superpixel_case(map_HW: Array, coord: Array, img_size: int, patch_size: int) -> Array:
-    """Mean superpixel id of each patch, for several crops of a map given by relative corners x0, y0, x1, y1.
-
-    A corner pair in descending order mirrors the crop.
-    """
-    height, width = map_HW.shape
-    side = img_size // patch_size
-    crops = []
-    for x0, y0, x1, y1 in coord:
-        rows, columns = _pixels(y0, y1, height), _pixels(x0, x1, width)
-        cut = map_HW[rows, columns]
-        if min(cut.shape) < 2:
-            cut = map_HW
-        cut = cut[:: -1 if y0 > y1 else 1, :: -1 if x0 > x1 else 1]
-        image = torch.tensor(cut.copy(), dtype=torch.float32)[None, None]
-        resized = F.interpolate(image, size=(img_size, img_size), mode="nearest")[0, 0]
-        crops.append(patch_labels(resized.numpy().astype(np.int64), (side, side), "mean").reshape(side, side))
-    return np.stack(crops)
-
-
-def _pixels(start: float, end: float, length: int) -> slice:
-    low, high = sorted((start, end))
-    return slice(int(low * length), int(np.ceil(high * length)))
+    """Mean superpixel id of each patch, for several crops of a map given by relative corners x0, y0, x1, y1."""
+    return np.stack([original_patch_labels(map_HW, corners, img_size, patch_size) for corners in coord])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from segclip.models import SegCLIP, segclip_vit_b16
+from segclip.models import ModelConfig, SegCLIP, segclip_vit_b16
+from segclip.models.checkpoint import infer_config
 from segclip.models.freezing import frozen_names
 from segclip.models.names import own_name, released_name, to_released
 from segclip.models.pretrained import reference_key
@@ -30,6 +31,11 @@ def test_names_and_shapes(model, structure) -> None:
     assert {name: list(tensor.shape) for name, tensor in own.items()} == structure["state_dict"]
     assert len(own) == 415
     assert [own_name(name) for name in own] == list(model.state_dict())
+
+
+def test_sizes_inferred_from_released_tensors(structure) -> None:
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in structure["state_dict"].items()}
+    assert infer_config(tensors) == ModelConfig()
 
 
 def test_number_of_parameters(model, structure) -> None:

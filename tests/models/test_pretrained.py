@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import segclip
 from segclip.console import UserError
 from segclip.models import ModelConfig, SegCLIP
 from segclip.models.names import own_name
 from segclip.models.positions import resample_grid
-from segclip.models.pretrained import clip_tensors, load_clip, reference_key
+from segclip.models.pretrained import clip_config, clip_tensors, load_clip, reference_key
+from segclip.models.sizes import SIZES
 
 # A CLIP of the tiny network's sizes, in open_clip's terms.
 ARCHITECTURE = {
@@ -144,6 +146,70 @@ def test_a_file_of_weights_beside_a_model_of_open_clip(tiny_config, tmp_path) ->
         SegCLIP(tiny_config(init_from=f"tiny/{file}"))
 
 
+def test_one_call_loads_clip(tiny_config, make_inputs, tmp_path) -> None:
+    clip, init_from = make_clip(tmp_path / "clip")
+    open_clip.add_model_config(_json(tmp_path / "tiny-quickgelu.json", ARCHITECTURE))
+    file = tmp_path / "clip" / "open_clip_pytorch_model.bin"
+    for name in (init_from, f"tiny-quickgelu/{file}"):
+        model = segclip.load(name)
+        assert not model.training
+        # Sizes of CLIP's, the rest the paper's; two of three blocks, as ten of twelve, see patches.
+        assert model.config == ModelConfig(
+            image_size=24,
+            patch_size=6,
+            vision_width=32,
+            vision_heads=2,
+            vision_layers=3,
+            first_stage_layers=2,
+            embed_dim=16,
+            text_width=32,
+            text_heads=2,
+            text_layers=1,
+            context_length=8,
+            vocab_size=64,
+            init_from=name,
+        )
+        inputs = make_inputs(2, model.config)
+        torch.testing.assert_close(model.encode_text(inputs.tokens), clip.encode_text(inputs.tokens))
+        assert torch.equal(model.vision.center_blocks[0].mlp.fc1.weight, _blocks(clip)[2].mlp.c_fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "paper_but"),
+    [
+        ("ViT-B-16/openai", {}),
+        ("ViT-B-16/laion2b_s34b_b88k", {"quick_gelu": False}),
+        ("ViT-B-32/openai", {"patch_size": 32}),
+        ("ViT-L-14-336/openai", {**SIZES["vit_l14"], "image_size": 336}),
+    ],
+)
+def test_the_configuration_of_a_clip(name, paper_but) -> None:
+    assert clip_config(name) == ModelConfig(**paper_but, init_from=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("ViT-B-16/openia", ValueError, r"neither a tag of ViT-B-16 \(did you mean 'openai'\?\) nor a file"),
+        ("ViT-B-16", ValueError, "must be MODEL/TAG"),
+        ("ViT-B-17/openai", ValueError, r"no model 'ViT-B-17' \(did you mean"),
+        ("RN50/openai", ValueError, "not CLIP's vision transformer"),
+        ("local-dir:/nowhere", ValueError, "there is no /nowhere/open_clip_config.json"),
+        ("runs/x/export", FileNotFoundError, "no checkpoint at runs/x/export: .* such as ViT-B-16/openai"),
+    ],
+)
+def test_names_that_load_nothing(name, error, message) -> None:
+    with pytest.raises(error, match=message):
+        segclip.load(name)
+
+
+def test_a_path_comes_before_a_name_of_clip(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ViT-B-16" / "openai").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="ViT-B-16/openai is no export folder"):
+        segclip.load("ViT-B-16/openai")
+
+
 @pytest.fixture
 def b16():
     """The configuration of a ViT-B/16; the network itself is not needed to refuse one."""
@@ -263,6 +329,10 @@ def test_a_caller_that_loads_all_weights_needs_no_clip(tiny_config) -> None:
     assert SegCLIP(config, load_init=False).config == config
     with pytest.raises(ValueError, match="can not start from ViT-B-16/openai"):
         SegCLIP(config)
+
+
+def _blocks(clip):
+    return clip.visual.transformer.resblocks
 
 
 def _json(path, content) -> str:

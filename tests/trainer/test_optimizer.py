@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from segclip.models import SegCLIP, segclip_quickstart
-from segclip.trainer.optimizer import OptimizerConfig, freeze, parameter_groups
+from segclip.trainer.config import load_run_config
+from segclip.trainer.optimizer import OptimizerConfig, freeze, frozen_parameters, parameter_groups
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -57,3 +63,49 @@ def test_freeze_by_name_and_prefix(model: SegCLIP) -> None:
 def test_freezing_what_is_not_there_is_refused(model: SegCLIP) -> None:
     with pytest.raises(ValueError, match=r"'text\.tokens', which is no parameter.*text\.token_embedding"):
         freeze(model, ("text.tokens",))
+
+
+def test_the_freezing_rule_of_the_original_by_configuration(model: SegCLIP) -> None:
+    embeddings = {
+        "vision.class_embedding",
+        "vision.positional_embedding",
+        "vision.patch_embed",
+        "vision.ln_pre",
+        "text.positional_embedding",
+        "text.token_embedding",
+    }
+
+    def frozen(**settings: Any) -> set[str]:
+        return set(frozen_parameters(OptimizerConfig(lr=1, **settings), model.config))
+
+    assert frozen() == set()
+    assert frozen(freeze_layers=-1) == {"vision.positional_embedding", "vision.patch_embed"}
+    assert frozen(freeze_layers=0, frozen=("decoder",)) == {*embeddings, "decoder"}
+    text = "text.transformer.resblocks.0"
+    assert frozen(freeze_layers=0, freeze_text_layers=1) == {*embeddings, text}
+    blocks = {f"vision.patch_blocks.{number}" for number in range(3)} | {"vision.center_blocks.0", text}
+    assert frozen(freeze_layers=4) == embeddings | blocks
+    freeze(model, tuple(frozen(freeze_layers=4)))
+    assert not any(p.requires_grad for p in model.vision.center_blocks.parameters())
+    assert model.vision.aggregation.centers.requires_grad
+
+
+def test_the_papers_recipe_freezes_what_the_original_does_by_default() -> None:
+    recipe = load_run_config(CONFIGS / "segclip_vit_b16.yaml")
+    by_rule = recipe.optimizer.model_copy(update={"frozen": (), "freeze_layers": 0})
+    assert set(frozen_parameters(by_rule, recipe.model)) == set(
+        frozen_parameters(recipe.optimizer, recipe.model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.freeze_layers=5", r"optimizer\.freeze_layers must be -1 to 4 .*got 5$"),
+        ("optimizer.freeze_layers=-2", r"optimizer\.freeze_layers = -2"),
+        ("optimizer.freeze_text_layers=1", "freeze_text_layers is 1, but freeze_layers is null"),
+    ],
+)
+def test_freezing_rules_that_do_not_fit(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_run_config(CONFIGS / "quickstart.yaml", [override])
