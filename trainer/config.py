@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segclip.console import nearest
 from segclip.data_pipelines.config import DataConfig
@@ -84,6 +84,20 @@ class RunConfig(BaseModel):
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        if self.data.words > self.model.context_length:
+            raise ValueError(
+                f"data.words is {self.data.words}, but the text encoder reads only model.context_length = "
+                f"{self.model.context_length} tokens; lower the one or raise the other"
+            )
+        if self.loss.text_reconstruction > 0 and not self.model.text_reconstruction:
+            raise ValueError(
+                f"loss.text_reconstruction is {self.loss.text_reconstruction:g}, but the network has no decoder of "
+                "words; set model.text_reconstruction=true, or the weight to 0"
+            )
+        return self
+
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply ``a.b=value`` overrides (values are YAML) and check the result.
@@ -108,6 +122,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         )
     for override in overrides:
         _apply(tree, override)
+    _refuse_truth_values(tree, RunConfig, str(path))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -150,6 +165,27 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
+def _refuse_truth_values(tree: dict[Any, Any], section: type[BaseModel], path: str, prefix: str = "") -> None:
+    """Refuse true and false where neither is meant: pydantic would read them as the numbers 1 and 0."""
+    for key, value in tree.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            continue
+        inner = _model_class(field.annotation)
+        if isinstance(value, dict) and inner is not None:
+            _refuse_truth_values(value, inner, path, f"{prefix}{key}.")
+            continue
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(each, bool) for each in values) and not _takes_bool(field.annotation):
+            raise ValueError(
+                f"{path}: {prefix}{key} = {value!r}: true and false are no value of this setting ({field.description})"
+            )
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_bool(part) for part in typing.get_args(annotation))
+
+
 def _number(text: str) -> str | float:
     """YAML 1.1 reads ``1e-3`` as a string; people mean the number."""
     try:
@@ -167,7 +203,9 @@ def _explain(item: Any) -> str:
         return f"unknown key {name!r}{nearest(names[-1], allowed)}; allowed here: {', '.join(allowed)}"
     if item["type"] == "missing":
         return f"key {name!r} is missing"
-    return f"{name} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    message = item["msg"].removeprefix("Value error, ")
+    # What concerns a whole section names its values itself.
+    return message if isinstance(item["input"], dict) else f"{name} = {item['input']!r}: {message}"
 
 
 def _section(names: Sequence[str]) -> type[BaseModel] | None:
