@@ -23,7 +23,12 @@ if builder is not None and builder.is_compatible():
 if [ ! -x "$VENV/bin/python" ]; then
     say "making $VENV"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
-    "$PYTHON" -m venv "$VENV"
+    "$PYTHON" -m venv "$VENV" || {
+        # Half an environment would pass for a whole one next time.
+        rm -rf "$VENV"
+        say "$PYTHON could not make an environment; does it have its venv module (on Debian: apt install python3-venv)?"
+        exit 1
+    }
 fi
 PATH="$PWD/$VENV/bin:$PATH"
 export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"

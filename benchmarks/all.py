@@ -11,29 +11,35 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.report import ROOT, Figure, arguments, print_figures
+from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
 
 HELPERS = {"__init__", "all", "kernel_cases", "report"}
 NEED_GPU = {"gpu_contrastive", "gpu_kernels"}
 
 
 def scripts() -> list[str]:
-    """Names of all benchmarks that can run here."""
-    import torch
-
-    left_out = HELPERS if torch.cuda.is_available() else HELPERS | NEED_GPU
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in left_out)
+    """Names of all benchmarks."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
 
 
 def main() -> None:
-    """Run the benchmarks one after the other; exit code 1 if one failed to run."""
+    """Run the benchmarks one after the other; exit code 1 if one failed to run.
+
+    What cannot run here (no GPU, no data) is left out, named with the reason at the end.
+    """
+    import torch
+
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=scripts(), metavar="NAME", help="run these alone")
     given = parser.parse_args()
     reports: dict[str, dict[str, object]] = {}
     figures: dict[str, Figure] = {}
     failed: list[str] = []
+    left_out: dict[str, str] = {}
     for name in given.only or scripts():
+        if name in NEED_GPU and not torch.cuda.is_available():
+            left_out[name] = "there is no GPU"
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "report.json"
             command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path)]
@@ -41,6 +47,9 @@ def main() -> None:
             code = subprocess.run(
                 [*command, *(["--quick"] if given.quick else [])], cwd=ROOT, check=False
             ).returncode
+            if code == LEFT_OUT and path.is_file():
+                left_out[name] = json.loads(path.read_text(encoding="utf-8"))["left_out"]
+                continue
             if code or not path.is_file():
                 failed.append(f"{name} (exit code {code})")
                 continue
@@ -53,6 +62,8 @@ def main() -> None:
         path = Path(given.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", flush=True)
     if failed:
         print(f"error: these benchmarks did not run: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)

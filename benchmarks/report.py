@@ -1,7 +1,7 @@
 """What every benchmark writes: a table for people and JSON for machines.
 
 The JSON is ``{"machine": …, "commit": …, "date": …, "figures": {name: figure}}``; a figure has the fields of
-``Figure``.
+``Figure``. A benchmark that cannot run here says why: it ends with ``LEFT_OUT`` and writes ``{"left_out": reason}``.
 """
 
 from __future__ import annotations
@@ -12,17 +12,29 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Figure", "arguments", "commit", "machine", "print_figures", "write_report"]
+__all__ = [
+    "LEFT_OUT",
+    "Figure",
+    "arguments",
+    "commit",
+    "leave_out",
+    "machine",
+    "print_figures",
+    "write_report",
+]
 
 ROOT = Path(__file__).parents[1]
+# Exit code of a benchmark that lacks what it needs, as of tests that are skipped under automake.
+LEFT_OUT = 77
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,16 @@ def write_report(path: str | Path | None, figures: Mapping[str, Figure]) -> dict
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def leave_out(reason: str, path: str | Path | None) -> NoReturn:
+    """End a benchmark that lacks what it needs, in one line and, for whoever started it, in the JSON at ``path``."""
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"left_out": reason}) + "\n", encoding="utf-8")
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    sys.exit(LEFT_OUT)
 
 
 def print_figures(title: str, figures: Mapping[str, Figure], console: Console | None = None) -> None:

@@ -24,7 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--protocol", metavar="NAME", help="name or YAML file (default: scenes for scenes, else segclip)"
     )
     parser.add_argument("--split", default="val", metavar="NAME", help="split file to read (default: val)")
-    parser.add_argument("--out", metavar="DIR", help="folder for result.json and the pictures")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for result.json and the pictures (default: CHECKPOINT/evaluation/DATASET-PROTOCOL)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="windows a batch (default: 32)"
@@ -55,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_dataset(arguments.dataset, arguments.data_root, arguments.split).first(arguments.limit)
     protocol.rule(dataset.name)
     checkpoint = find_export(arguments.checkpoint)
+    folder = default_folder(arguments, protocol.name) if arguments.out is None else Path(arguments.out)
 
     from rich.console import Console
 
@@ -63,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from segclip.eval.weights import load_model, pick_device
 
     loaded = load_model(checkpoint, pick_device(arguments.device))
+    folder.mkdir(parents=True, exist_ok=True)
     result = evaluate(
         loaded.model,
         dataset,
@@ -77,17 +83,26 @@ def run(arguments: argparse.Namespace) -> int:
     for line in result.skipped:
         console.print(f"left out: {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(summary_line(result), markup=False, highlight=False, soft_wrap=True)
-    if arguments.out is not None:
-        folder = Path(arguments.out)
-        written = [result.write(folder / "result.json")]
-        from segclip.eval.pictures import write_pictures
+    from segclip.eval.pictures import write_pictures
 
-        written += write_pictures(
-            folder, loaded.model, dataset, protocol, result, count=arguments.pictures
-        ).values()
-        for path in written:
-            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    written = [result.write(folder / "result.json")]
+    written += write_pictures(
+        folder, loaded.model, dataset, protocol, result, count=arguments.pictures
+    ).values()
+    for path in written:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:
+    """A folder beside the checkpoint, another for each data set, protocol and part of the data set."""
+    place = Path(arguments.checkpoint)
+    name = f"{arguments.dataset}-{protocol}"
+    if arguments.split != "val":
+        name += f"-{arguments.split}"
+    if arguments.limit is not None:
+        name += f"-first{arguments.limit}"
+    return (place.parent if place.is_file() else place) / "evaluation" / name
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -19,6 +19,7 @@ from segclip.eval.inference import predict, resize
 from segclip.eval.palette import named_colours
 from segclip.eval.protocol import Protocol, load_protocol
 from segclip.eval.text import TextBank
+from segclip.eval.weights import default_protocol
 from segclip.eval.words import BACKGROUND_WORDS, check_classes
 from segclip.models.segclip import SegCLIP
 
@@ -69,7 +70,8 @@ class Segmenter:
             best.
         threshold: for "threshold"; 0.5 if not given. In each window the best-fitting region stays foreground.
         background_words: for "words"; ``BACKGROUND_WORDS`` if not given. Words that are classes are left out.
-        protocol: sizes, templates and score rule: a name, a YAML file or a ``Protocol``.
+        protocol: sizes, templates and score rule: a name, a YAML file or a ``Protocol``; if not given, the one that
+            the network's card names, else ``photo``.
         batch_size: windows in one call of the encoder.
 
     Raises:
@@ -84,7 +86,7 @@ class Segmenter:
         background: Background | None = None,
         threshold: float | None = None,
         background_words: Sequence[str] | None = None,
-        protocol: str | Path | Protocol = "photo",
+        protocol: str | Path | Protocol | None = None,
         batch_size: int = 32,
     ) -> None:
         phrases = check_classes(classes)
@@ -111,7 +113,8 @@ class Segmenter:
             if not others:
                 raise ValueError("no background word is left beside the classes; give others")
             check_classes(others)
-        protocol = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+        if not isinstance(protocol, Protocol):
+            protocol = load_protocol(default_protocol(model.card) if protocol is None else protocol)
         classes_named = tuple(group[0] for group in phrases)
         if background and "background" in classes_named:
             raise ValueError(
@@ -157,7 +160,7 @@ def segment(
     background: Background | None = None,
     threshold: float | None = None,
     background_words: Sequence[str] | None = None,
-    protocol: str | Path | Protocol = "photo",
+    protocol: str | Path | Protocol | None = None,
 ) -> Segmentation:
     """Divide a picture among words; arguments as in ``Segmenter``, which suits many pictures better."""
     segmenter = Segmenter(

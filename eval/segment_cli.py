@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--classes", nargs="*", required=True, metavar="WORDS", help='such as "red circle" sand'
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="export folder, run folder or segclip.bin"
+        "--checkpoint",
+        metavar="PATH",
+        help="export folder, run folder or segclip.bin (default: what make quickstart trained here)",
     )
     parser.add_argument(
         "--out", default="segments", metavar="DIR", help="folder for what is written (default: segments)"
@@ -66,10 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ValueError(f"no such image file: {missing[0]}; give picture files first, then --classes")
 
-    from segclip.eval.exports import find_export
+    from segclip.eval.exports import find_export, quickstart_export
     from segclip.eval.protocol import load_protocol
 
-    checkpoint = find_export(arguments.checkpoint)
+    if arguments.checkpoint is None:
+        checkpoint = quickstart_export()
+        print(f"checkpoint {checkpoint}")
+    else:
+        checkpoint = find_export(arguments.checkpoint)
     named = load_protocol(arguments.protocol) if arguments.protocol else None
 
     from segclip.eval.segment import Segmenter

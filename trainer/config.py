@@ -85,7 +85,17 @@ class RunConfig(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _sections_fit(self) -> Self:
+        if self.data.words > self.model.context_length:
+            raise ValueError(
+                f"data.words is {self.data.words}, but the text encoder reads only model.context_length = "
+                f"{self.model.context_length} tokens; lower the one or raise the other"
+            )
+        if self.loss.text_reconstruction > 0 and not self.model.text_reconstruction:
+            raise ValueError(
+                f"loss.text_reconstruction is {self.loss.text_reconstruction:g}, but the network has no decoder of "
+                "words; set model.text_reconstruction=true, or the weight to 0"
+            )
         frozen_parameters(self.optimizer, self.model)
         return self
 
@@ -113,6 +123,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         )
     for override in overrides:
         _apply(tree, override)
+    _refuse_truth_values(tree, RunConfig, str(path))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -155,6 +166,27 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
+def _refuse_truth_values(tree: dict[Any, Any], section: type[BaseModel], path: str, prefix: str = "") -> None:
+    """Refuse true and false where neither is meant: pydantic would read them as the numbers 1 and 0."""
+    for key, value in tree.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            continue
+        inner = _model_class(field.annotation)
+        if isinstance(value, dict) and inner is not None:
+            _refuse_truth_values(value, inner, path, f"{prefix}{key}.")
+            continue
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(each, bool) for each in values) and not _takes_bool(field.annotation):
+            raise ValueError(
+                f"{path}: {prefix}{key} = {value!r}: true and false are no value of this setting ({field.description})"
+            )
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_bool(part) for part in typing.get_args(annotation))
+
+
 def _number(text: str) -> str | float:
     """YAML 1.1 reads ``1e-3`` as a string; people mean the number."""
     try:
@@ -173,9 +205,8 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"key {name!r} is missing"
     message = item["msg"].removeprefix("Value error, ")
-    if not names:  # between sections: the message names the keys, and the input is the whole file
-        return str(message)
-    return f"{name} = {item['input']!r}: {message}"
+    # What concerns a whole section names its values itself.
+    return message if isinstance(item["input"], dict) else f"{name} = {item['input']!r}: {message}"
 
 
 def _section(names: Sequence[str]) -> type[BaseModel] | None:

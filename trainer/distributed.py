@@ -15,9 +15,11 @@ import torch.distributed as dist
 
 from segclip.console import UserError, one_line
 
-__all__ = ["RankError", "Ranks", "agreed", "start"]
+__all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "start"]
 
 Value = TypeVar("Value")
+# For work of one rank that takes as long as it takes, such as scoring on a large data set.
+LONGEST_WAIT = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,19 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(ranks: Ranks, work: Callable[[], None], longest: datetime.timedelta = LONGEST_WAIT) -> None:
+    """Do ``work`` on the first rank while the others wait, past the time limit of ordinary collectives.
+
+    They wait on the CPU in a group of their own. An error of ``work`` is raised on the first rank alone; when that
+    ends, the others find their connection to it closed.
+    """
+    group: Any = dist.new_group(backend="gloo", timeout=longest)
+    if ranks.is_first:
+        work()
+    dist.barrier(group=group)
+    dist.destroy_process_group(group)
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from segclip.models.checkpoint import add_to_card
 from segclip.models.config import ModelConfig
 from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, save_checkpoint
 from segclip.trainer.config import RunConfig, flatten, save_run_config
-from segclip.trainer.distributed import Ranks, agreed, broadcast
+from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.progress import ProgressLine
@@ -72,36 +72,48 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         begin = time.perf_counter()
         _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml, data)
         seconds = time.perf_counter() - begin
-        final = find_latest(run_dir)
-        if ranks.is_first:
-            assert final is not None
-            export = export_checkpoint(final, config, run_dir / "export")
-            print(f"exported {export}", flush=True)
-            samples = (config.train.steps - first_step) * config.train.global_batch
-            summary = {
-                "step": config.train.steps,
-                "seconds": seconds,
-                "samples_per_second": samples / seconds,
-            }
-            if config.evaluation.dataset is not None:
-                summary["miou"] = score(
-                    config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker
-                )
-                add_to_card(export, {"scores": [score_entry(config.evaluation, summary["miou"])]})
-            (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        samples = (config.train.steps - first_step) * config.train.global_batch
+        # A run that was complete already has no speed.
+        speed = {"seconds": seconds, "samples_per_second": samples / seconds} if samples else {}
+        on_first(ranks, lambda: _conclude(config, ranks, speed, tracker))
         status = "FINISHED"
-        dist.barrier()
     finally:
         if tracker is not None:
             tracker.finish(status)
+
+
+def _conclude(config: RunConfig, ranks: Ranks, speed: dict[str, float], tracker: Tracker | None) -> None:
+    """What follows the last step, on the first rank alone: export, score, ``summary.json``."""
+    run_dir = Path(config.run_dir)
+    final = find_latest(run_dir)
+    assert final is not None
+    export = export_checkpoint(final, config, run_dir / "export")
+    print(f"exported {export}", flush=True)
+    summary: dict[str, Any] = {"step": config.train.steps, **speed}
+    if config.evaluation.dataset is not None:
+        begin = time.perf_counter()
+        miou = score(
+            config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker, ranks.device
+        )
+        summary |= {"miou": miou, "seconds_scoring": time.perf_counter() - begin}
+        add_to_card(export, {"scores": [score_entry(config.evaluation, miou)]})
+    if tracker is not None:
+        summary["mlflow_run_id"] = tracker.wait_for_run_id(config.tracking.flush_seconds)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def check_resumable(config: RunConfig, checkpoint: Path) -> None:
     """Refuse to continue a run whose identity has changed.
 
     Raises:
-        ValueError: model, data order or batch differ from those that wrote ``checkpoint``.
+        ValueError: model, data order or batch differ from those that wrote ``checkpoint``, or it has made more steps
+            than the run shall have.
     """
+    if _step_of(checkpoint) > config.train.steps:
+        raise ValueError(
+            f"train.steps is {config.train.steps}, but {checkpoint} has made {_step_of(checkpoint)} steps already; "
+            "give more steps to go on, or another run_dir to start anew"
+        )
     before = flatten(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
     now = flatten(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
     # A setting that is newer than the checkpoint was at its default then.
@@ -217,6 +229,12 @@ def _announce(config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None,
     )
     if latest is not None:
         print(f"resuming from {latest} after step {first_step}", flush=True)
+        if first_step == config.train.steps:
+            print(
+                f"all {first_step} steps are made: nothing is trained, only exported and scored; "
+                "raise train.steps to train on, or give another run_dir to start anew",
+                flush=True,
+            )
 
 
 def _step_of(checkpoint: Path) -> int:

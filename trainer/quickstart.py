@@ -32,6 +32,8 @@ CONFIG = "configs/quickstart.yaml"
 TRAINING_SCENES, TRAINING_SCENES_SEED = 60_000, 1
 # Scenes for the score come from a seed that nothing was ever chosen by.
 HELD_OUT_SCENES, HELD_OUT_SEED = 500, 770_001
+# Lies in every folder that the quickstart made, and so may remove.
+MARKER = ".segclip-quickstart"
 TARGETS = {"miou": (">=", 0.50), "minutes_training": ("<=", 5.0), "minutes_total": ("<=", 12.0)}
 
 Value = TypeVar("Value")
@@ -39,7 +41,11 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Summary:
-    """What the quickstart measured. Minutes are wall-clock time; the total includes the installation."""
+    """What the quickstart measured.
+
+    Minutes are wall-clock time; the total includes the installation. The training is the whole command, its start-up
+    and checkpoints included, but not the scoring at its end, which counts as evaluation.
+    """
 
     miou: float
     miou_untrained: float
@@ -81,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--s3-port", type=int, help="port of the S3 server (default: a free one)")
     parser.add_argument("--run-dir", default="runs/quickstart", help="folder for everything that is written")
     parser.add_argument("--scenes", type=int, default=TRAINING_SCENES, help="training scenes to draw")
+    parser.add_argument(
+        "--held-out-scenes", type=int, default=HELD_OUT_SCENES, help="scenes to draw for the score"
+    )
     parser.add_argument("--processes", type=int, default=2, help="training processes")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help=f"settings that replace those of {CONFIG}"
@@ -93,9 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{CONFIG} is not here: run the quickstart in the folder of the checkout")
     root = Path(arguments.run_dir)
     run_dir, data = root / "train", root / "data"
-    if root.exists():
-        print(f"removing {root}, left by an earlier quickstart", flush=True)
-        shutil.rmtree(root)
+    _make_anew(root)
     watch = _Stopwatch()
 
     def draw() -> None:
@@ -115,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "--out",
             data / "eval",
             "--count",
-            HELD_OUT_SCENES,
+            arguments.held_out_scenes,
             "--seed",
             HELD_OUT_SEED,
         )
@@ -145,20 +152,59 @@ def _run(arguments: argparse.Namespace) -> int:
 
     miou, untrained = watch.run("evaluation", "Scoring, before and after training", score)
     trained = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    # The training command scores what it has trained.
+    scoring = trained.get("seconds_scoring", 0.0) / 60
     install = _install_minutes()
     summary = Summary(
         miou=miou,
         miou_untrained=untrained,
         minutes_install=install,
         minutes_data=watch.minutes["data"],
-        minutes_training=watch.minutes["training"],
-        minutes_evaluation=watch.minutes["evaluation"],
+        minutes_training=watch.minutes["training"] - scoring,
+        minutes_evaluation=watch.minutes["evaluation"] + scoring,
         minutes_total=install + sum(watch.minutes.values()),
         samples_per_second=trained["samples_per_second"],
     )
     (root / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    _record(summary, root / "summary.json", run_dir, trained.get("mlflow_run_id"))
     _report(summary, root, run_dir)
     return 0
+
+
+def _make_anew(root: Path) -> None:
+    """An empty folder that bears the mark of the quickstart.
+
+    Raises:
+        ValueError: something else is there, which is left alone.
+    """
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"--run-dir {root} is a file; give a folder that is new or empty")
+    if root.is_dir() and any(root.iterdir()):
+        if not (root / MARKER).is_file():
+            raise ValueError(
+                f"--run-dir {root} holds files that no quickstart made (it has no {MARKER}); "
+                "give another folder, or remove this one yourself"
+            )
+        print(f"removing {root}, left by an earlier quickstart", flush=True)
+        shutil.rmtree(root)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).write_text("Made by the quickstart, which removes this folder when it is run again.\n")
+
+
+def _record(summary: Summary, file: Path, run_dir: Path, run_id: str | None) -> None:
+    """Add the figures to the MLflow run of the training, as metrics and as a file."""
+    from segclip.trainer.config import load_run_config
+    from segclip.trainer.tracking import Tracker
+
+    config = load_run_config(run_dir / "config.yaml")
+    if not config.tracking.enabled or run_id is None:
+        return
+    tracker = Tracker(config.tracking, run_dir, config.name, run_id)
+    tracker.metrics(
+        {f"quickstart/{name}": value for name, value in asdict(summary).items()}, config.train.steps
+    )
+    tracker.artifact(file)
+    tracker.finish()
 
 
 @contextmanager

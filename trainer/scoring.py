@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import evaluate
 from segclip.eval.pictures import write_pictures
@@ -31,13 +33,20 @@ def check_evaluation(config: EvaluationConfig) -> None:
     load_protocol(config.protocol).rule(open_dataset(config.dataset, config.data_root).name)
 
 
-def score(config: EvaluationConfig, export: Path, folder: Path, step: int, tracker: Tracker | None) -> float:
-    """Mean IoU of ``export``: printed, written to ``folder`` with pictures, recorded in MLflow."""
+def score(
+    config: EvaluationConfig,
+    export: Path,
+    folder: Path,
+    step: int,
+    tracker: Tracker | None,
+    device: torch.device,
+) -> float:
+    """Mean IoU of ``export`` on ``device``: printed, written to ``folder`` with pictures, recorded in MLflow."""
     assert config.dataset is not None
     assert config.data_root is not None
     protocol = load_protocol(config.protocol)
     dataset = open_dataset(config.dataset, config.data_root)
-    loaded = load_model(export)
+    loaded = load_model(export, device)
     result = evaluate(loaded.model, dataset, protocol, checkpoint=export)
     result.write(folder / "result.json")
     write_pictures(folder, loaded.model, dataset, protocol, result)

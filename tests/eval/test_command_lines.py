@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,35 @@ def test_eval_writes_result_and_pictures(checkpoint, scenes_root, tmp_path, caps
         "overlays.png",
         "worst.png",
     }
+
+
+def test_eval_writes_beside_the_checkpoint_if_not_told_where(
+    checkpoint, scenes_root, tmp_path, capsys
+) -> None:
+    export = tmp_path / "run" / "export"
+    shutil.copytree(checkpoint, export)
+    code, printed, _ = call(
+        run, capsys, "--checkpoint", tmp_path / "run", "--dataset", "scenes", "--data-root", scenes_root,
+        "--limit", 1, "--pictures", 1,
+    )  # fmt: skip
+    assert code == 0
+    folder = tmp_path / "run" / "evaluation" / "scenes-scenes-first1"
+    assert {each.name for each in folder.iterdir()} >= {"result.json", "confusion.png", "overlays.png"}
+    assert f"wrote {folder / 'result.json'}" in printed
+
+
+def test_segment_takes_the_network_of_the_quickstart(
+    checkpoint, photo, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call(segment_cli, capsys, photo, "--classes", "red circle", "sand")
+    assert code == 2
+    assert "no quickstart has left one in runs/quickstart/train/export" in one_line(errors)
+    shutil.copytree(checkpoint, tmp_path / "runs" / "quickstart" / "train" / "export")
+    code, printed, _ = call(segment_cli, capsys, photo, "--classes", "red circle", "sand")
+    assert code == 0
+    assert printed.splitlines()[0] == "checkpoint runs/quickstart/train/export"
+    assert (tmp_path / "segments" / "photo_overlay.png").is_file()
 
 
 def test_eval_can_go_on_past_broken_images(checkpoint, scenes_root, capsys) -> None:

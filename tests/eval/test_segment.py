@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from segclip.eval.segment import Segmenter, segment
+from segclip.models.checkpoint import load
 
 WORDS = ["red circle", "sand", "water"]
 
@@ -76,3 +77,16 @@ def test_what_makes_no_sense_is_refused(model, classes, options, message) -> Non
 def test_pictures_of_another_shape_or_type(model, picture) -> None:
     with pytest.raises(ValueError, match="must be uint8"):
         segment(model, picture, ["cat"])
+
+
+def test_the_protocol_is_that_of_the_checkpoint(checkpoint, pictures) -> None:
+    """As ``segclip-segment`` does: the card names it, and only without one it is ``photo``."""
+    loaded = load(checkpoint)
+    assert loaded.card["protocol"] == "scenes"
+    image, words = pictures(50, 70), ["red circle", "sand"]
+    by_card = segment(loaded, image, words).scores_Chw
+    assert np.array_equal(by_card, segment(loaded, image, words, protocol="scenes").scores_Chw)
+    loaded.card = {}
+    without = segment(loaded, image, words).scores_Chw
+    assert np.array_equal(without, segment(loaded, image, words, protocol="photo").scores_Chw)
+    assert by_card.shape != without.shape or not np.array_equal(by_card, without)

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         (segclip_vit_b32, 191_286_729, (7, 7)),
         (segclip_vit_b16, 188_799_561, (14, 14)),
         (segclip_vit_l14, 522_155_925, (16, 16)),
-        (segclip_quickstart, 3_641_781, (8, 8)),
+        (segclip_quickstart, 3_591_797, (8, 8)),
     ],
 )
 def test_parameters(build, parameters, grid) -> None:

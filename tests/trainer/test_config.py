@@ -44,6 +44,17 @@ def test_overrides() -> None:
         ("train.steps", ["train.steps", "section.key=value"]),
         ("name.first=a", ["name", "not a section"]),
         ("train.steps=[", ["not valid YAML"]),
+        ("train.steps=true", ["train.steps = True", "true and false"]),
+        ("optimizer.lr=yes", ["optimizer.lr = True", "true and false"]),
+        ("zero.stage=true", ["zero.stage = True"]),
+        ("data.crop_scale=[true, 1]", ["data.crop_scale", "true and false"]),
+        ("data.superpixels.segments=false", ["data.superpixels.segments = False"]),
+        ("data.flip=2", ["data.flip", "2"]),
+        ("data.words=17", ["data.words is 17", "model.context_length = 16"]),
+        (
+            "loss.text_reconstruction=0.5",
+            ["loss.text_reconstruction is 0.5", "model.text_reconstruction=true"],
+        ),
     ],
 )
 def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
@@ -51,6 +62,20 @@ def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
         load_run_config(QUICKSTART, [override])
     for word in words:
         assert word in str(refused.value)
+
+
+def test_a_refused_section_is_not_printed_whole() -> None:
+    with pytest.raises(ValueError) as refused:
+        load_run_config(QUICKSTART, ["model.patch_size=7"])
+    assert len(str(refused.value)) < 200
+
+
+def test_truth_values_where_they_belong() -> None:
+    config = load_run_config(
+        QUICKSTART, ["data.flip=true", "model.text_reconstruction=true", "loss.text_reconstruction=0.5"]
+    )
+    assert config.data.flip
+    assert config.loss.text_reconstruction == 0.5
 
 
 def test_missing_file_names_those_beside_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_scene_shards(str(folder), SceneSet(32, 3, size=48), per_shard=8, processes=1)
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def run(
@@ -117,7 +124,7 @@ def test_a_batch_that_the_ranks_cannot_share(shards: Path, tmp_path: Path) -> No
         "--num_accelerators",
         "2",
         "--master_port",
-        "29713",
+        str(free_port()),
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     message = one_error(
@@ -139,7 +146,7 @@ def test_a_bad_sample_on_one_rank_stops_both(shards: Path, tmp_path: Path, broke
         "--num_accelerators",
         "2",
         "--master_port",
-        "29715",
+        str(free_port()),
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     begin = time.perf_counter()
