@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from typing import Any
 
-from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
+from benchmarks.report import ROOT, Figure, arguments, peak_resident_mib, print_figures, write_report
 
 SHARE = 0.1
 """Of the plain version's memory."""
@@ -76,20 +75,15 @@ def measure(case: str, batch: int, width: int) -> dict[str, float]:
     # What a first call loads is not the loss's.
     function(*inputs(2)).backward()
     features = inputs(batch)
-    before = _peak_mib()
+    before = peak_resident_mib()
     begin = time.perf_counter()
     loss = function(*features)
     loss.backward()
     return {
-        "peak_mib": _peak_mib() - before,
+        "peak_mib": peak_resident_mib() - before,
         "seconds": time.perf_counter() - begin,
         "loss": float(loss.detach()),
     }
-
-
-def _peak_mib() -> float:
-    # Linux counts KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 if __name__ == "__main__":

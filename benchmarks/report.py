@@ -28,6 +28,7 @@ __all__ = [
     "commit",
     "leave_out",
     "machine",
+    "peak_resident_mib",
     "print_figures",
     "write_report",
 ]
@@ -141,3 +142,12 @@ def _cpu_name() -> str:
 def _git(*command: str) -> str:
     done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def peak_resident_mib() -> float:
+    """Largest resident memory of this process so far.
+
+    Not ``getrusage``: its figure survives exec, so that a process would inherit the peak of whoever started it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
+from benchmarks.report import ROOT, Figure, arguments, peak_resident_mib, print_figures, write_report
 
 SPEEDUP, MEMORY, SHARE = 3.0, 0.7, 0.85
 WORDS = 32
@@ -136,8 +135,7 @@ def measure(dtype_name: str, batch: int, repeats: int) -> dict[str, Any]:
         "matmul_gflops": statistics.median(products[1:]) / 1e9,
         "share": statistics.median(shares),
         "repeats": repeats,
-        # Linux counts KiB.
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_resident_mib() / 2**10,
         "multiplies_bfloat16": any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")),
     }
 

@@ -48,7 +48,7 @@ def test_segclip_is_the_originals() -> None:
 
 def test_sizes_follow_the_model() -> None:
     geometry = load_protocol("scenes").geometry(TOY)
-    assert (geometry.short_side, geometry.window, geometry.stride) == (48, 48, 48)
+    assert (geometry.short_side, geometry.window, geometry.stride) == (51, 48, 3)
     assert load_protocol("photo").geometry(TOY).stride == 24
 
 

@@ -83,9 +83,9 @@ def test_the_freezing_rule_of_the_original_by_configuration(model: SegCLIP) -> N
     assert frozen(freeze_layers=0, frozen=("decoder",)) == {*embeddings, "decoder"}
     text = "text.transformer.resblocks.0"
     assert frozen(freeze_layers=0, freeze_text_layers=1) == {*embeddings, text}
-    blocks = {f"vision.patch_blocks.{number}" for number in range(3)} | {"vision.center_blocks.0", text}
-    assert frozen(freeze_layers=4) == embeddings | blocks
-    freeze(model, tuple(frozen(freeze_layers=4)))
+    blocks = {f"vision.patch_blocks.{number}" for number in range(2)} | {"vision.center_blocks.0", text}
+    assert frozen(freeze_layers=3) == embeddings | blocks
+    freeze(model, tuple(frozen(freeze_layers=3)))
     assert not any(p.requires_grad for p in model.vision.center_blocks.parameters())
     assert model.vision.aggregation.centers.requires_grad
 
@@ -101,7 +101,7 @@ def test_the_papers_recipe_freezes_what_the_original_does_by_default() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.freeze_layers=5", r"optimizer\.freeze_layers must be -1 to 4 .*got 5$"),
+        ("optimizer.freeze_layers=5", r"optimizer\.freeze_layers must be -1 to 3 .*got 5$"),
         ("optimizer.freeze_layers=-2", r"optimizer\.freeze_layers = -2"),
         ("optimizer.freeze_text_layers=1", "freeze_text_layers is 1, but freeze_layers is null"),
     ],
