@@ -27,10 +27,20 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run_quickstart(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_quickstart(root: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_"))}
     return subprocess.run(
-        [sys.executable, "-m", "segclip.trainer.quickstart", "--run-dir", root, *SMALL, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "segclip.trainer.quickstart",
+            "--run-dir",
+            root,
+            "--store",
+            store,
+            *SMALL,
+            *overrides,
+        ],
         cwd=ROOT,
         env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -153,17 +163,6 @@ def test_mlflow_holds_the_files(client: MlflowClient, run: Run) -> None:
         "evaluation/overlays.png",
         "evaluation/confusion.png",
     }
-
-
-def test_the_same_through_an_s3_server(tmp_path: Path) -> None:
-    done = run_quickstart(
-        tmp_path / "run", "--store", "s3", "tracking.enabled=false", "evaluation.dataset=null"
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "S3 server stopped" in done.stdout
-    config = yaml.safe_load((tmp_path / "run" / "train" / "config.yaml").read_text())
-    assert config["data"]["shards"].startswith("s3://")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["miou"] > 0
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
