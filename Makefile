@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-fast lint format bench bench-gpu clean
+.PHONY: help setup quickstart test test-fast lint format bench gpu gpu-test gpu-sanitize bench-gpu clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -47,10 +47,21 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	python -m benchmarks.all
 
-## bench-gpu    the Triton kernels on this machine's GPU (of all packages it needs torch, triton, numpy and rich alone)
+# On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
+## gpu          all that is to be shown on a GPU: gpu-test, gpu-sanitize, bench-gpu
+gpu: gpu-test gpu-sanitize bench-gpu
+
+## gpu-test     the tests of the Triton kernels on this machine's GPU
+gpu-test:
+	PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow"
+
+## gpu-sanitize the Triton kernels under compute-sanitizer
+gpu-sanitize:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_sanitize --json benchmarks/results/gpu_sanitize.json
+
+## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
-	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_contrastive --json benchmarks/results/gpu_contrastive.json
 
 ## clean        remove .venv, runs and caches
 clean:

@@ -30,12 +30,20 @@ def tuned(*configs: triton.Config, key: list[str]) -> Callable[[Any], Any]:
     for config in configs:
         # Said outright, because versions of Triton differ in their default: one rounding for a * b + c.
         config.kwargs["enable_fp_fusion"] = True
-    return triton.autotune(
+    decorate = triton.autotune(
         configs=list(configs[:1] if INTERPRETED else configs),
         key=key,
         prune_configs_by={"early_config_prune": _candidates},
         cache_results=True,
     )
+
+    def decorator(kernel: Any) -> Any:
+        tuner = decorate(kernel)
+        # For tests, which run each of them, interpreted too.
+        tuner.all_configs = configs
+        return tuner
+
+    return decorator
 
 
 def _candidates(configs: list[triton.Config], _arguments: dict[str, Any], **_: Any) -> list[triton.Config]:

@@ -71,6 +71,14 @@ def test_gradient_of_the_values() -> None:
     torch.autograd.gradcheck(lambda v: patch_assignment(query, key, v, noise, TEMPERATURE).regions_BGC, value)
 
 
+def test_gradient_of_the_logits() -> None:
+    query, key, value, noise = tensors(patches=4)
+    inputs = [tensor.requires_grad_(True) for tensor in (query, key)]
+    torch.autograd.gradcheck(
+        lambda q, k: patch_assignment(q, k, value, noise, TEMPERATURE).logits_BGL.tanh(), inputs
+    )
+
+
 def test_regions_are_means_and_empty_centers_are_zero() -> None:
     query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]])
     key = torch.tensor([[[2.0, 0.0], [3.0, 1.0], [0.0, 4.0]]])
