@@ -48,20 +48,25 @@ bench: $(VENV)/.installed
 	python -m benchmarks.all
 
 # On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
-## gpu          all that is to be shown on a GPU: gpu-test, gpu-sanitize, bench-gpu
-gpu: gpu-test gpu-sanitize bench-gpu
+## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-sanitize
+gpu: gpu-test bench-gpu gpu-sanitize
 
+.PHONY: gpu-found
+gpu-found:
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: no GPU here: nothing to test or measure')"
+
+# What else is installed there may warn, and warnings are errors.
 ## gpu-test     the tests of the Triton kernels on this machine's GPU
-gpu-test:
-	PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow"
-
-## gpu-sanitize the Triton kernels under compute-sanitizer
-gpu-sanitize:
-	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_sanitize --json benchmarks/results/gpu_sanitize.json
+gpu-test: gpu-found
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow"
 
 ## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
-bench-gpu:
+bench-gpu: gpu-found
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
+
+## gpu-sanitize the Triton kernels under compute-sanitizer
+gpu-sanitize: gpu-found
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_sanitize --json benchmarks/results/gpu_sanitize.json
 
 ## clean        remove .venv, runs and caches
 clean:

@@ -16,6 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from benchmarks.kernel_cases import MAKERS, forward_backward
 from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -31,6 +34,8 @@ def main() -> None:
     if given.operations:
         run_operations()
         return
+    if not torch.cuda.is_available():
+        sys.exit("error: no GPU here, so there is nothing to check")
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(sanitizer).is_file():
         sys.exit("error: compute-sanitizer, which comes with CUDA's toolkit, is not on the PATH")
@@ -79,10 +84,6 @@ def errors(sanitizer: str, tool: str) -> tuple[int, str]:
 
 def run_operations() -> None:
     """Every case forward and backward, untuned: each kernel's first configuration."""
-    import torch
-
-    from benchmarks.kernel_cases import MAKERS, forward_backward
-
     torch.use_deterministic_algorithms(True)
     # Filling memory would hide reads of what nobody has written.
     torch.utils.deterministic.fill_uninitialized_memory = False

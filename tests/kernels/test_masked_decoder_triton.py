@@ -174,6 +174,16 @@ def test_pixel_loss_offsets_beyond_32_bits(scattered, device) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def test_twice_the_same_bits(device) -> None:
+    """The mask token's gradient, above all: a sum over all samples and places."""
+    example = tokens_example(3, 10, 197, 64, torch.float32, device)
+    pixels = pixel_example(3, (3, 5), 8, 11, torch.uint8, torch.float32, device)
+    first, second = (
+        [*unshuffled(unshuffle, *example), *pixel_loss(masked_pixel_loss, *pixels)] for _ in range(2)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_an_index_out_of_range_shows(device) -> None:
     tokens, restore, mask, positions = tokens_example(2, 10, 37, 16, torch.float32, device)
     restore[0, 3], restore[1, 4] = 37, -1

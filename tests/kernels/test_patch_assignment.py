@@ -159,6 +159,18 @@ def test_devices_that_do_not_go_together() -> None:
         patch_assignment(query, key, value.to("meta"))
 
 
+def test_whole_numbers_as_query() -> None:
+    query, key, value, _ = (tensor.long() for tensor in tensors())
+    with pytest.raises(ValueError, match=r"query of patch_assignment must be .* got torch.int64"):
+        patch_assignment(query, key, value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_temperature_that_is_not_above_zero(temperature) -> None:
+    with pytest.raises(ValueError, match=f"temperature of patch_assignment .* got {temperature}"):
+        patch_assignment(*tensors(), temperature)
+
+
 @pytest.mark.parametrize("worst", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite(worst) -> None:
     query, key, value, _ = tensors(batch=3)

@@ -79,3 +79,9 @@ def test_bfloat16_is_computed_in_float32() -> None:
 def test_bad_ids(ids, message) -> None:
     with pytest.raises(ValueError, match=message):
         superpixel_kl(example()[0], ids)
+
+
+def test_an_assignment_of_whole_numbers() -> None:
+    hard, ids = example()
+    with pytest.raises(ValueError, match=r"hard assignment of superpixel_kl must be .* got torch.int64"):
+        superpixel_kl(hard.long(), ids)
