@@ -135,8 +135,8 @@ def test_noise_does_not_depend_on_the_split_of_the_batch(device) -> None:
 
 
 def test_twice_the_same_bits(device) -> None:
-    *inputs, _ = example(3, 8, 196, 80, torch.bfloat16, device)
-    key = GumbelKey(3, Purpose.GUMBEL_MAIN, torch.arange(3, device=device))
+    *inputs, _ = example(2, 6, 70, 40, torch.bfloat16, device)
+    key = GumbelKey(3, Purpose.GUMBEL_MAIN, torch.arange(2, device=device))
     first, second = (with_gradients(patch_assignment, *inputs, key, TEMPERATURE) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
