@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-fast lint format bench bench-gpu clean
+.PHONY: help setup quickstart test test-fast lint format bench gpu gpu-test gpu-sanitize bench-gpu clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -47,10 +47,26 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	python -m benchmarks.all
 
-## bench-gpu    the Triton kernels on this machine's GPU (of all packages it needs torch, triton, numpy and rich alone)
-bench-gpu:
+# On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
+## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-sanitize
+gpu: gpu-test bench-gpu gpu-sanitize
+
+.PHONY: gpu-found
+gpu-found:
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: no GPU here: nothing to test or measure')"
+
+# What else is installed there may warn, and warnings are errors.
+## gpu-test     the tests of the Triton kernels on this machine's GPU
+gpu-test: gpu-found
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow"
+
+## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
+bench-gpu: gpu-found
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
-	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_contrastive --json benchmarks/results/gpu_contrastive.json
+
+## gpu-sanitize the Triton kernels under compute-sanitizer
+gpu-sanitize: gpu-found
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_sanitize --json benchmarks/results/gpu_sanitize.json
 
 ## clean        remove .venv, runs and caches
 clean:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
 
 HELPERS = {"__init__", "all", "kernel_cases", "report"}
-NEED_GPU = {"gpu_contrastive", "gpu_kernels"}
+NEED_GPU = {"gpu_kernels", "gpu_sanitize"}
 
 
 def scripts() -> list[str]:

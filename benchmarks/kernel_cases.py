@@ -1,13 +1,15 @@
 """The operations that benchmarks of the kernels run, at the sizes of ViT-B/16 at 224 pixels.
 
-An operation joins the compile table (``benchmarks.kernel_resources``) and the measurements on a GPU
-(``benchmarks.gpu_kernels``) by a function in ``MAKERS`` that returns its cases for one batch size.
+An operation joins the compile table (``benchmarks.kernel_resources``), the memory checker's run
+(``benchmarks.gpu_sanitize``) and the measurements on a GPU (``benchmarks.gpu_kernels``) by a function in ``MAKERS``
+that returns its cases for one batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ __all__ = ["MAKERS", "Case", "forward_backward"]
 
 CENTERS, WIDTH, DECODER_WIDTH, PATCH, IMAGE = 8, 768, 384, 16, 224
 PATCHES, VISIBLE = 196, 48
+EMBEDDING = 512
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
@@ -36,8 +39,10 @@ class Case:
     """What must be read and written, forward and backward, if nothing is touched twice; 0: not bound by memory."""
     operations: int = 0
     """Floating-point operations of matrix products, forward and backward; 0: too few to matter."""
-    eager_fits: bool = True
-    """Whether the eager version fits on a card, so that it can be timed."""
+    times_eager: float = 2.0
+    """How many times faster than eager plain torch the kernels have to be, forward and backward."""
+    most_bytes: int = 0
+    """Memory beyond the inputs that forward and backward may take; 0: it only informs."""
 
 
 def forward_backward(case: Case, function: Callable[..., Any]) -> Callable[[], tuple[Tensor, ...]]:
@@ -132,9 +137,38 @@ def masked_decoder_cases(batch: int, device: str, dtype: torch.dtype) -> list[Ca
     ]
 
 
-MAKERS: list[Callable[[int, str, torch.dtype], list[Case]]] = [
-    patch_assignment_cases,
-    superpixel_kl_cases,
-    masked_decoder_cases,
-]
-"""Called with batch size, device and type; each returns its cases. Add an operation's function here."""
+def contrastive_cases(batch: int, device: str, dtype: torch.dtype) -> list[Case]:
+    """The loss of one process, over all negatives and with some pairs left out."""
+    from segclip.kernels.contrastive import contrastive_loss_reference, contrastive_loss_unchecked
+
+    image, text = torch.randn(2, batch, EMBEDDING, device=device).to(dtype)
+    # Some correlation, so that the loss is not that of chance.
+    text = text + 0.3 * image
+    scale = torch.tensor(14.3, device=device)
+    inputs = tuple(tensor.requires_grad_(True) for tensor in (image, text, scale))
+    kernel = partial(contrastive_loss_unchecked, kernels=True)
+    # One product forward; the same again and two more backward.
+    costs: dict[str, Any] = {
+        "operations": 4 * 2 * batch**2 * EMBEDDING,
+        "times_eager": 1.0,
+        "most_bytes": 10**9,
+    }
+    cases = [Case(f"contrastive N={batch}", inputs, kernel, contrastive_loss_reference, **costs)]
+    # The table alone would be gigabytes.
+    if batch <= 4096:
+        exclude = torch.rand(batch, batch, device=device) < 0.1
+        functions = (
+            partial(function, exclude_BN=exclude) for function in (kernel, contrastive_loss_reference)
+        )
+        cases.append(Case(f"contrastive_exclude N={batch}", inputs, *functions, **costs))
+    return cases
+
+
+MAKERS: dict[Callable[[int, str, torch.dtype], list[Case]], tuple[int, ...]] = {
+    patch_assignment_cases: (96, 512),
+    superpixel_kl_cases: (96, 512),
+    masked_decoder_cases: (96, 512),
+    contrastive_cases: (32768, 65536),
+}
+"""Called with batch size, device and type, each returns its cases; beside it, the batch sizes that are measured. Add
+an operation's function here."""

@@ -6,7 +6,10 @@ r"""What the Triton kernels need of each kind of GPU: registers, spills and shar
 Every launch of every operation is recorded instead of made, and each configuration that tuning may choose is compiled
 for each target, with the types, the sizes and the alignment of the launch. The figures are read from the binaries:
 by cuobjdump for NVIDIA, from the metadata of the assembly for AMD. A spill is a byte of stack or local memory a
-thread. ``--quick`` compiles each kernel's first configuration alone.
+thread. ``--quick`` compiles each kernel's first configuration alone, for bfloat16.
+
+When one operation has changed, ``--only contrastive`` compiles that alone, and takes what else belongs into the table
+from the JSON that is there.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -72,13 +76,26 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--markdown", metavar="PATH", help="file for the table")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="compile only kernels with this in their names"
+    )
     given = parser.parse_args()
+    if given.only and not given.json:
+        parser.error("--only completes the table from the file of --json: name it")
+    kept = known(Path(given.json)) if given.only else {}
     rows = []
     for dtype in (torch.bfloat16,) if given.quick else (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
         for launch in launches(dtype):
             for config in launch.configs[:1] if given.quick else launch.configs:
                 for target in given.targets:
-                    rows.append(resources(launch, config, target, str(dtype).removeprefix("torch.")))
+                    place = (kernel_name(launch), name, config_name(launch, config), target)
+                    if given.only in place[0]:
+                        rows.append(resources(launch, config, target, name))
+                    elif place in kept:
+                        rows.append(kept[place])
+                    else:
+                        sys.exit(f"error: {given.json} lacks {', '.join(place)}: run without --only")
     print(markdown(rows, given.targets))
     if given.markdown:
         Path(given.markdown).write_text(page(rows, given.targets), encoding="utf-8")
@@ -92,19 +109,48 @@ def main() -> None:
         path.write_text(json.dumps(report | table, indent=1) + "\n", encoding="utf-8")
 
 
+def known(path: Path) -> dict[tuple[str, str, str, str], Resources]:
+    """The rows of an earlier run with this version of Triton."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if table["triton"] != triton.__version__:
+        sys.exit(
+            f"error: {path} is of Triton {table['triton']}, not {triton.__version__}: run without --only"
+        )
+    rows = [Resources(**row) for row in table["kernels"]]
+    return {(row.kernel, row.dtype, row.config, row.target): row for row in rows}
+
+
 def launches(dtype: torch.dtype) -> list[Launch]:
-    """The launches of one forward and backward pass of all cases, one for each kernel."""
+    """The launches of one forward and backward pass of all cases, one for each kernel and its switches."""
     from benchmarks.kernel_cases import MAKERS, forward_backward
 
     found: dict[str, Launch] = {}
     with recorded() as seen:
         for maker in MAKERS:
             # The first case of an operation: further ones differ in size alone.
-            for case in {case.name.split()[0]: case for case in reversed(maker(2, "cpu", dtype))}.values():
+            for case in {case.name.split()[0]: case for case in reversed(maker(16, "cpu", dtype))}.values():
                 forward_backward(case, case.kernel)()
     for launch in seen:
-        found.setdefault(launch.kernel.__module__ + launch.kernel.__name__, launch)
+        found.setdefault(kernel_name(launch), launch)
     return list(found.values())
+
+
+def kernel_name(launch: Launch) -> str:
+    """Operation, kernel, and what is there that may be missing (``HAS_...``)."""
+    operation = launch.kernel.__module__.rpartition(".")[2].removesuffix("_triton")
+    switches = [
+        parameter.name.removeprefix("HAS_").lower()
+        for parameter in launch.kernel.params
+        if parameter.name.startswith("HAS_") and launch.values[parameter.name]
+    ]
+    return ", ".join([f"{operation}: {launch.kernel.__name__.strip('_')}", *switches])
+
+
+def config_name(launch: Launch, config: triton.Config) -> str:
+    """Tile, warps and stages."""
+    sizes = {name: value for name, value in config.kwargs.items() if name in launch.kernel.arg_names}
+    blocks = [f"{name.removeprefix('BLOCK_')} {value}" for name, value in sizes.items()]
+    return ", ".join([*blocks, f"{config.num_warps} warps", f"{config.num_stages} stages"])
 
 
 @contextlib.contextmanager
@@ -148,12 +194,10 @@ def resources(launch: Launch, config: triton.Config, target: str, dtype: str) ->
         options=options | {"num_warps": config.num_warps, "num_stages": config.num_stages},
     )
     registers, spilled = (read_nvidia if "cubin" in compiled.asm else read_amd)(compiled)
-    blocks = [f"{name.removeprefix('BLOCK_')} {value}" for name, value in sizes.items()]
-    name = f"{launch.kernel.__module__.rpartition('.')[2].removesuffix('_triton')}: {launch.kernel.__name__.strip('_')}"
     return Resources(
-        name,
+        kernel_name(launch),
         dtype,
-        ", ".join([*blocks, f"{config.num_warps} warps", f"{config.num_stages} stages"]),
+        config_name(launch, config),
         target,
         registers,
         spilled,

@@ -43,6 +43,8 @@ def unshuffle(tokens_BKD: Tensor, restore_BN: Tensor, mask_token_D: Tensor, posi
     """
     if tokens_BKD.ndim != 3 or tokens_BKD.numel() == 0:
         raise ValueError(f"tokens of unshuffle must be [B, K, D] and not empty, got {list(tokens_BKD.shape)}")
+    if not tokens_BKD.is_floating_point():
+        raise ValueError(f"tokens of unshuffle must be of a floating-point type, got {tokens_BKD.dtype}")
     batch, visible, width = tokens_BKD.shape
     if restore_BN.ndim != 2 or restore_BN.shape[0] != batch:
         raise ValueError(f"restore of unshuffle must be [{batch}, N], got {list(restore_BN.shape)}")
@@ -95,6 +97,8 @@ def masked_pixel_loss(
             f"got {list(images_BCHW.shape)}, {len(mean)} and {len(std)}"
         )
     batch, channels, height, width = images_BCHW.shape
+    if patch_size < 1:
+        raise ValueError(f"patch size of masked_pixel_loss must be at least 1, got {patch_size}")
     if height % patch_size or width % patch_size:
         raise ValueError(f"image size {height}x{width} is not divisible by the patch size {patch_size}")
     if masked_BM.ndim != 2 or masked_BM.shape[0] != batch:
@@ -102,6 +106,8 @@ def masked_pixel_loss(
     expected = (*masked_BM.shape, channels * patch_size**2)
     if prediction_BMP.shape != expected:
         raise ValueError(f"pixel prediction must be {list(expected)}, got {list(prediction_BMP.shape)}")
+    if not prediction_BMP.is_floating_point():
+        raise ValueError(f"pixel prediction must be of a floating-point type, got {prediction_BMP.dtype}")
     if prediction_BMP.numel() == 0:
         raise ValueError(f"pixel prediction must not be empty, got {list(prediction_BMP.shape)}")
     if images_BCHW.dtype != torch.uint8 and not images_BCHW.is_floating_point():

@@ -75,11 +75,13 @@ def patch_assignment(
         temperature: divides the noisy logits; evaluation uses 1.
 
     Raises:
-        ValueError: shapes, types or devices that do not go together; more than 64 centers; logits that are not
-            finite. The last is looked for where that does not make a training step wait for its device; there
-            the assignment and regions of the sample become NaN.
+        ValueError: shapes, types or devices that do not go together; more than 64 centers; a temperature that is
+            not above zero; logits that are not finite. The last is looked for where that does not make a training
+            step wait for its device; there the assignment and regions of the sample become NaN.
     """
     _check(query_BGC, key_BLC, value_BLC, noise)
+    if not temperature > 0:
+        raise ValueError(f"temperature of patch_assignment must be above zero, got {temperature}")
     if use_triton(query_BGC):
         from segclip.kernels.patch_assignment_triton import patch_assignment_triton
 
@@ -127,6 +129,8 @@ def _check(query_BGC: Tensor, key_BLC: Tensor, value_BLC: Tensor, noise: Tensor 
             "query and key of patch_assignment must be [B, G, C] and [B, L, C], "
             f"got shapes {list(query_BGC.shape)} and {list(key_BLC.shape)}"
         )
+    if not query_BGC.is_floating_point():
+        raise ValueError(f"query of patch_assignment must be of a floating-point type, got {query_BGC.dtype}")
     batch, centers, width = query_BGC.shape
     patches = key_BLC.shape[1]
     if not 0 < centers <= MOST_CENTERS:

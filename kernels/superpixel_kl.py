@@ -27,8 +27,13 @@ def superpixel_kl(hard_BGL: Tensor, superpixels_BL: Tensor) -> Tensor:
         superpixels_BL: integer superpixel id of each patch.
 
     Raises:
-        ValueError: the ids are not integers, not [B, L], or on another device; or there is nothing to compare.
+        ValueError: the ids are not integers, not [B, L], or on another device; the assignment is of no floating-point
+            type; or there is nothing to compare.
     """
+    if not hard_BGL.is_floating_point():
+        raise ValueError(
+            f"hard assignment of superpixel_kl must be of a floating-point type, got {hard_BGL.dtype}"
+        )
     if superpixels_BL.is_floating_point() or superpixels_BL.dtype == torch.bool:
         raise ValueError(f"superpixel ids must be integers, got {superpixels_BL.dtype}")
     if hard_BGL.ndim != 3 or superpixels_BL.shape != (hard_BGL.shape[0], hard_BGL.shape[2]):

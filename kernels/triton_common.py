@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.runtime.autotuner import Autotuner
 
 __all__ = ["block_of_centers", "dot", "dot_exact", "gumbel_noise", "tuned"]
 
@@ -25,21 +26,31 @@ def tuned(*configs: triton.Config, key: list[str]) -> Callable[[Any], Any]:
 
     The choice is kept in Triton's cache folder (``TRITON_CACHE_DIR``), so a later process neither times again nor
     chooses differently. Choices may differ in the order of sums: under ``torch.use_deterministic_algorithms`` the
-    first configuration is taken without timing. Interpreted kernels also run the first.
+    first configuration runs, whatever was chosen before, and nothing is timed. Interpreted kernels also run the first.
     """
     for config in configs:
         # Said outright, because versions of Triton differ in their default: one rounding for a * b + c.
         config.kwargs["enable_fp_fusion"] = True
-    return triton.autotune(
+    decorate = triton.autotune(
         configs=list(configs[:1] if INTERPRETED else configs),
         key=key,
-        prune_configs_by={"early_config_prune": _candidates},
         cache_results=True,
     )
 
+    def decorator(kernel: Any) -> Any:
+        tuner = decorate(kernel)
+        # For tests, which run each of them, interpreted too.
+        tuner.all_configs = configs
 
-def _candidates(configs: list[triton.Config], _arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
-    return configs[:1] if torch.are_deterministic_algorithms_enabled() else configs
+        def run(*arguments: Any, **named: Any) -> Any:
+            if torch.are_deterministic_algorithms_enabled():
+                return tuner.fn.run(*arguments, **named, **tuner.configs[0].all_kwargs())
+            return Autotuner.run(tuner, *arguments, **named)
+
+        tuner.run = run
+        return tuner
+
+    return decorator
 
 
 def block_of_centers(centers: int) -> int:

@@ -33,6 +33,11 @@ class LossConfig(BaseModel):
         description="Leave a pair of an image and another image's text out of the negatives when the image's own "
         "caption has every word of that text (not in the paper).",
     )
+    ring: bool = Field(
+        False,
+        description="Pass texts from rank to rank in the contrastive loss instead of gathering them all on each: "
+        "same numbers, less memory, for very large batches.",
+    )
 
 
 def false_negatives(caption_tokens_BT: Tensor, text_tokens_NS: Tensor) -> Tensor:

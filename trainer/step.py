@@ -73,6 +73,7 @@ def total_loss(
             output.text_embed_BE,
             output.logit_scale,
             group=group,
+            ring=config.ring,
             exclude_BN=exclude_BN,
         ),
         "superpixel_kl": output.loss_superpixel,

@@ -28,7 +28,7 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     """Six steps at each stage; six steps in two halves; six steps on one rank."""
     root = tmp_path_factory.mktemp("runs")
     two = [f"{root}/zero{stage}::zero.stage={stage}" for stage in range(4)]
-    two += [f"{root}/bf16::train.precision=bf16"]
+    two += [f"{root}/bf16::train.precision=bf16", f"{root}/ring::loss.ring=true"]
     done = launch(WORKER, config_file, *two)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one = launch(WORKER, config_file, f"{root}/one", ranks=1)
@@ -36,7 +36,7 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     return root
 
 
-@pytest.mark.parametrize("run", ["zero0", "zero2", "zero3", "one"])
+@pytest.mark.parametrize("run", ["zero0", "zero2", "zero3", "one", "ring"])
 def test_the_same_losses_at_every_stage_and_on_one_rank(runs: Path, run: str) -> None:
     expected, found = losses(runs / "zero1"), losses(runs / run)
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]

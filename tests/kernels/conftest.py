@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -43,3 +44,19 @@ def scattered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
         return far.copy_(tensor)
 
     return scatter
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], Iterator[int]]:
+    """Walks over the configurations of a module's kernels: each step lets all of them run their next one."""
+
+    def walk(module: ModuleType) -> Iterator[int]:
+        tuners = [value for value in vars(module).values() if hasattr(value, "all_configs")]
+        assert tuners
+        for number in range(max(len(tuner.all_configs) for tuner in tuners)):
+            with monkeypatch.context() as patch:
+                for tuner in tuners:
+                    patch.setattr(tuner, "configs", [tuner.all_configs[number % len(tuner.all_configs)]])
+                yield number
+
+    return walk

@@ -1,18 +1,22 @@
 """One rank of the contrastive loss's tests with real processes.
 
 Arguments: rank, number of ranks, file for the rendezvous, file for the results. Each rank takes part in groups of one,
-two and all ranks, and saves for each its loss and gradients by either way of bringing ranks together.
+two and all ranks, and saves for each its loss and gradients by either way of bringing ranks together, and what it did
+in which order.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from segclip.kernels import contrastive_loss
+from segclip.kernels import contrastive_loss, contrastive_ranks
 
 GROUPS = {"one": [1], "two": [2, 3], "all": [0, 1, 2, 3]}
 ROWS, WIDTH = 33, 80
@@ -38,6 +42,31 @@ def loss_and_gradients(
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What a rank does, in order: starts to send, computes a block, waits for what arrives."""
+    seen: list[str] = []
+
+    def noted(name, function):
+        def call(*arguments, **named):
+            seen.append(name)
+            return function(*arguments, **named)
+
+        return call
+
+    def pass_on(tensor, group, tag):
+        what = ("texts", "gradients")[tag]
+        return noted(f"wait for {what}", noted(f"send {what}", original)(tensor, group, tag))
+
+    original = contrastive_ranks._pass_on
+    with (
+        patch.object(contrastive_ranks, "_pass_on", pass_on),
+        patch.object(contrastive_ranks, "pair_terms", noted("compute", contrastive_ranks.pair_terms)),
+        patch.object(contrastive_ranks, "pair_gradients", noted("compute", contrastive_ranks.pair_gradients)),
+    ):
+        yield seen
+
+
 def main() -> None:
     """Take part in every group."""
     rank, world, rendezvous, results = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -53,9 +82,11 @@ def main() -> None:
         own = slice(place * ROWS, (place + 1) * ROWS)
         for ring in (False, True):
             for table in (None, exclude[own]):
-                found[name, ring, table is not None] = loss_and_gradients(
-                    image[own], text[own], scale, table, group, ring
-                )
+                with watched() as seen:
+                    found[name, ring, table is not None] = loss_and_gradients(
+                        image[own], text[own], scale, table, group, ring
+                    )
+                found[name, ring, "seen"] = seen
     torch.save(found, results)
     dist.destroy_process_group()
 

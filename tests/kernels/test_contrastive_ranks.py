@@ -64,3 +64,18 @@ def test_equal_to_one_process(ranks, script, group, ring, exclude) -> None:
     check(torch.cat(image_grads) / len(members), image_grad)
     check(torch.cat(text_grads) / len(members), text_grad)
     check(torch.stack(scale_grads).mean(), scale_grad)
+
+
+@pytest.mark.slow
+def test_the_ring_computes_while_texts_and_gradients_travel(ranks) -> None:
+    for rank in ranks:
+        seen = rank["all", True, "seen"]
+        for what in ("texts", "gradients"):
+            sent = [place for place, event in enumerate(seen) if event == f"send {what}"]
+            waited = [place for place, event in enumerate(seen) if event == f"wait for {what}"]
+            # Texts make three steps forward and three backward; gradients four, the last of them home.
+            assert len(sent) == len(waited) == (6 if what == "texts" else 4)
+            if what == "gradients":
+                sent, waited = sent[:-1], waited[:-1]
+            for begin, end in zip(sent, waited, strict=True):
+                assert "compute" in seen[begin:end]

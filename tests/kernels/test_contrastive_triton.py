@@ -113,6 +113,14 @@ def test_rectangles(batch, rows, columns, width, exclude, dtype, device) -> None
     check(some, kernels=True)
 
 
+def test_every_configuration(configured, device) -> None:
+    import segclip.kernels.contrastive_triton as module
+
+    some = example(130, slice(40, 130), WHOLE, 80, torch.float32, device, exclude=True)
+    for _ in configured(module):
+        check(some, kernels=True)
+
+
 @pytest.mark.parametrize("kernels", [False, True])
 def test_several_blocks(kernels, device, monkeypatch) -> None:
     from segclip.kernels.contrastive_triton import TritonBlocks
@@ -175,9 +183,10 @@ def test_offsets_beyond_32_bits(device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own doing
-def test_registration(device) -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_registration(kernels, device) -> None:
     some = example(7, slice(2, 5), slice(0, 7), 16, torch.float32, device, exclude=True)
-    inputs = some.arguments | {"kernels": True}
+    inputs = some.arguments | {"kernels": kernels}
     torch.library.opcheck(
         torch.ops.segclip.contrastive_backward.default, tuple((inputs | some.finished).values())
     )

@@ -71,6 +71,7 @@ print(superpixel_kl(torch.eye(2)[None], torch.zeros(1, 2, dtype=torch.int64)).it
 
 
 def test_nothing_but_kernels_imports_triton() -> None:
+    pytest.importorskip("open_clip")  # a machine that is only there to run the kernels may lack it
     program = "import sys, segclip.models.segclip; print('segclip.kernels.triton_common' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

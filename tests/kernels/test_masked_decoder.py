@@ -92,6 +92,20 @@ def test_unshuffle_refuses(change, message) -> None:
         unshuffle(torch.zeros(2, 4, 3), *{**arguments, **change}.values())
 
 
+def test_whole_numbers_are_refused() -> None:
+    places = torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"tokens of unshuffle must be .* got torch.int64"):
+        unshuffle(torch.zeros(2, 4, 3).long(), places, torch.zeros(3).long(), torch.zeros(6, 3).long())
+    with pytest.raises(ValueError, match=r"pixel prediction must be .* got torch.int64"):
+        masked_pixel_loss(torch.zeros(2, 6, 12).long(), torch.zeros(2, 3, 4, 6), places, 2, MEAN, STD)
+
+
+def test_patch_size_of_nothing() -> None:
+    places = torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match="patch size of masked_pixel_loss must be at least 1, got 0"):
+        masked_pixel_loss(torch.zeros(2, 6, 12), torch.zeros(2, 3, 4, 6), places, 0, MEAN, STD)
+
+
 @pytest.mark.parametrize(
     ("prediction", "masked", "size", "message"),
     [

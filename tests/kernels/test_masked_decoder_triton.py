@@ -42,7 +42,15 @@ def unshuffled(function, tokens: Tensor, restore: Tensor, mask: Tensor, position
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("batch", "visible", "places", "width"),
-    [(1, 10, 37, 64), (3, 49, 50, 80), (2, 7, 197, 192), (1, 36, 36, 768)],
+    [
+        (1, 10, 37, 64),
+        (3, 49, 50, 80),
+        (2, 7, 197, 192),
+        (1, 36, 36, 768),
+        (1, 49, 196, 80),
+        (1, 64, 256, 64),
+        (3, 12, 49, 64),
+    ],
 )
 def test_unshuffle(batch, visible, places, width, dtype, device) -> None:
     example = tokens_example(batch, visible, places, width, dtype, device)
@@ -107,7 +115,14 @@ def pixel_loss(function, prediction: Tensor, *rest) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("image", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
     ("batch", "grid", "patch", "masked"),
-    [(1, (6, 6), 16, 27), (3, (3, 5), 8, 11), (2, (7, 7), 6, 37), (1, (2, 2), 32, 1)],
+    [
+        (1, (6, 6), 16, 27),
+        (3, (3, 5), 8, 11),
+        (2, (7, 7), 6, 37),
+        (1, (2, 2), 32, 1),
+        (1, (14, 14), 4, 147),
+        (1, (16, 16), 4, 192),
+    ],
 )
 def test_pixel_loss(batch, grid, patch, masked, image, dtype, device) -> None:
     prediction, *rest = pixel_example(batch, grid, patch, masked, image, dtype, device)
@@ -119,7 +134,23 @@ def test_pixel_loss(batch, grid, patch, masked, image, dtype, device) -> None:
     # Interpreted, Triton cuts float32 to bfloat16 instead of rounding.
     rounding = 2e-6 if dtype == torch.float32 else 2**-7
     size = expected_gradient.abs().max().item()
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rounding, atol=rounding * size / 10)
+    # Divisions on a GPU err by two units in the last place, and what they yield may cancel.
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rounding, atol=rounding * size / 4)
+
+
+def test_every_configuration(configured, device) -> None:
+    import segclip.kernels.masked_decoder_triton as module
+
+    example = tokens_example(1, 10, 37, 80, torch.float32, device)
+    expected = unshuffled(unshuffle_reference, *example)
+    pixels = pixel_example(1, (3, 5), 8, 11, torch.uint8, torch.float32, device)
+    expected += pixel_loss(masked_pixel_loss_reference, *pixels)
+    for number in configured(module):
+        found = [*unshuffled(unshuffle, *example), *pixel_loss(masked_pixel_loss, *pixels)]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(
+                one, other, rtol=1e-5, atol=1e-6 * other.abs().max().item(), msg=f"{number}: {{}}".format
+            )
 
 
 def test_pixel_loss_strides(device) -> None:
@@ -141,6 +172,16 @@ def test_pixel_loss_offsets_beyond_32_bits(scattered, device) -> None:
     found = pixel_loss(masked_pixel_loss, prediction, scattered(images), masked, patch)
     expected = pixel_loss(masked_pixel_loss, prediction, images, masked, patch)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_twice_the_same_bits(device) -> None:
+    """The mask token's gradient, above all: a sum over all samples and places."""
+    example = tokens_example(3, 10, 70, 40, torch.float32, device)
+    pixels = pixel_example(2, (3, 5), 4, 11, torch.uint8, torch.float32, device)
+    first, second = (
+        [*unshuffled(unshuffle, *example), *pixel_loss(masked_pixel_loss, *pixels)] for _ in range(2)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_an_index_out_of_range_shows(device) -> None:

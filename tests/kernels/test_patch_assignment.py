@@ -71,6 +71,14 @@ def test_gradient_of_the_values() -> None:
     torch.autograd.gradcheck(lambda v: patch_assignment(query, key, v, noise, TEMPERATURE).regions_BGC, value)
 
 
+def test_gradient_of_the_logits() -> None:
+    query, key, value, noise = tensors(patches=4)
+    inputs = [tensor.requires_grad_(True) for tensor in (query, key)]
+    torch.autograd.gradcheck(
+        lambda q, k: patch_assignment(q, k, value, noise, TEMPERATURE).logits_BGL.tanh(), inputs
+    )
+
+
 def test_regions_are_means_and_empty_centers_are_zero() -> None:
     query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]])
     key = torch.tensor([[[2.0, 0.0], [3.0, 1.0], [0.0, 4.0]]])
@@ -149,6 +157,18 @@ def test_devices_that_do_not_go_together() -> None:
     query, key, value, _ = tensors()
     with pytest.raises(ValueError, match=r"value of patch_assignment must be .* got .* on meta"):
         patch_assignment(query, key, value.to("meta"))
+
+
+def test_whole_numbers_as_query() -> None:
+    query, key, value, _ = (tensor.long() for tensor in tensors())
+    with pytest.raises(ValueError, match=r"query of patch_assignment must be .* got torch.int64"):
+        patch_assignment(query, key, value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_temperature_that_is_not_above_zero(temperature) -> None:
+    with pytest.raises(ValueError, match=f"temperature of patch_assignment .* got {temperature}"):
+        patch_assignment(*tensors(), temperature)
 
 
 @pytest.mark.parametrize("worst", [float("nan"), float("inf")])

@@ -81,6 +81,23 @@ def test_outputs_and_gradients(batch, centers, patches, width, noisy, dtype, dev
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_configuration(configured, dtype, device) -> None:
+    import segclip.kernels.patch_assignment_triton as module
+
+    *inputs, noise = example(1, 6, 49, 80, dtype, device)
+    wide = [tensor.double() for tensor in inputs]
+    expected = with_gradients(patch_assignment_reference, *wide, noise.double(), TEMPERATURE)
+    rounding = 3e-6 if dtype == torch.float32 else 2**-7
+    for number in configured(module):
+        found = with_gradients(patch_assignment, *inputs, noise, TEMPERATURE)
+        for one, other in zip(found, expected, strict=True):
+            size = other.abs().max().item()
+            torch.testing.assert_close(
+                one.double(), other, rtol=rounding, atol=rounding * size, msg=f"{number}: {{}}".format
+            )
+
+
 @pytest.mark.parametrize("used", ["regions_BGC", "hard_BGL", "logits_BGL"])
 def test_gradient_of_one_output_alone(used, device) -> None:
     query, key, value, noise = example(2, 6, 49, 16, torch.float32, device)
@@ -115,6 +132,13 @@ def test_noise_does_not_depend_on_the_split_of_the_batch(device) -> None:
     )
     for one, other in zip(part, whole, strict=True):
         assert torch.equal(one, other[1:2])
+
+
+def test_twice_the_same_bits(device) -> None:
+    *inputs, _ = example(2, 6, 70, 40, torch.bfloat16, device)
+    key = GumbelKey(3, Purpose.GUMBEL_MAIN, torch.arange(2, device=device))
+    first, second = (with_gradients(patch_assignment, *inputs, key, TEMPERATURE) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_strides(device) -> None:

@@ -70,8 +70,18 @@ def test_bfloat16_is_computed_in_float32() -> None:
         (torch.zeros(3, 9, dtype=torch.bool), "integers, got torch.bool"),
         (torch.zeros(3, 8, dtype=torch.int64), r"got \[3, 8\]"),
         (torch.zeros(2, 9, dtype=torch.int64), r"got \[2, 9\]"),
+        (
+            torch.zeros(3, 9, dtype=torch.int64, device="meta"),
+            "must be on the device of the assignment, cpu, got meta",
+        ),
     ],
 )
 def test_bad_ids(ids, message) -> None:
     with pytest.raises(ValueError, match=message):
         superpixel_kl(example()[0], ids)
+
+
+def test_an_assignment_of_whole_numbers() -> None:
+    hard, ids = example()
+    with pytest.raises(ValueError, match=r"hard assignment of superpixel_kl must be .* got torch.int64"):
+        superpixel_kl(hard.long(), ids)

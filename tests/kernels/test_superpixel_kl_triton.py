@@ -48,6 +48,22 @@ def test_loss_and_gradient(batch, centers, patches, labels, dtype, device) -> No
     )
 
 
+def test_every_configuration(configured, device) -> None:
+    import segclip.kernels.superpixel_kl_triton as module
+
+    hard, ids = example(1, 6, 197, 20, torch.float32, device)
+    expected = loss_and_gradient(superpixel_kl_reference, hard.double(), ids)
+    for number in configured(module):
+        for one, other in zip(loss_and_gradient(superpixel_kl, hard, ids), expected, strict=True):
+            torch.testing.assert_close(
+                one.double(),
+                other,
+                rtol=2e-6,
+                atol=2e-6 * other.abs().max().item(),
+                msg=f"{number}: {{}}".format,
+            )
+
+
 def test_ids_of_other_types_and_strides(device) -> None:
     hard, ids = example(2, 6, 49, 7, torch.float32, device)
     expected = loss_and_gradient(superpixel_kl, hard, ids)
