@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from segclip.kernels import contrastive_loss
 from segclip.models import InjectedNoise, KeyedNoise
 from segclip.models.segclip import LARGEST_LOGIT_SCALE, SegCLIP
+from segclip.models.text_reconstruction import valid_words
 
 
 def total_loss(out):
@@ -197,6 +198,16 @@ def test_what_follows_the_end_of_a_text_does_not_matter(model, make_inputs) -> N
     filled = torch.where(tokens == 0, torch.randint(1, 60, tokens.shape), tokens)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(filled), model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_ends_for_the_network_at_its_first_end_token(model, make_inputs) -> None:
+    tokens = make_inputs(4, model.config).tokens
+    end = model.config.vocab_size - 1
+    again = tokens.clone()
+    again[:, -1] = end
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(again), model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+    assert valid_words(again).all()
 
 
 # ------------------------------------------------------------------------------------------- ways to train
