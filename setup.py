@@ -27,6 +27,7 @@ setup(
         "deepspeed>=0.19.6,<0.20",
         "timm>=1.0.20,<2",
         "open_clip_torch>=3.2,<4",
+        "regex",
         "webdataset>=1.0,<2",
         "obstore>=0.8,<1",
         "mlflow>=3.4,<4",
