@@ -83,6 +83,7 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
         timeout=datetime.timedelta(seconds=timeout_seconds),
         verbose=False,
     )
+    _drop_buffer_names()
     return Ranks(
         rank=dist.get_rank(),
         local_rank=local_rank,
@@ -135,6 +136,18 @@ def on_first(ranks: Ranks, work: Callable[[], None], longest: datetime.timedelta
         work()
     dist.barrier(group=group)
     dist.destroy_process_group(group)
+
+
+def _drop_buffer_names() -> None:
+    """Let the buffers of DeepSpeed's CPU collectives (66 MiB a rank) go when their processes do.
+
+    DeepSpeed leaves them in /dev/shm, and a later run on the same port would find them. All ranks have mapped them
+    when they are past the barrier; from then on nobody needs their names.
+    """
+    dist.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def _free_port() -> int:

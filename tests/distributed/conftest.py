@@ -80,7 +80,7 @@ def launch() -> Launch:
     """Run a script on some ranks by ``deepspeed`` and return when all have ended."""
 
     def run(
-        script: Path, *arguments: object, ranks: int = 2, timeout: float = 300
+        script: Path, *arguments: object, ranks: int = 2, timeout: float = 300, port: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         binaries = Path(sys.executable).parent
         return subprocess.run(
@@ -89,7 +89,7 @@ def launch() -> Launch:
                 "--num_accelerators",
                 str(ranks),
                 "--master_port",
-                str(free_port()),
+                str(port or free_port()),
                 script,
                 *map(str, arguments),
             ],
@@ -101,6 +101,12 @@ def launch() -> Launch:
         )
 
     return run
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nothing else uses."""
+    return free_port()
 
 
 def free_port() -> int:

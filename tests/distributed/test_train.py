@@ -99,3 +99,12 @@ def test_exports_agree_over_stages(runs: Path) -> None:
                 found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
             )
     assert json.loads((runs / "zero1" / "summary.json").read_text())["step"] == 6
+
+
+def test_nothing_is_left_in_shared_memory(
+    launch: Launch, config_file: Path, tmp_path: Path, port: int
+) -> None:
+    """DeepSpeed's buffers would stay, 66 MiB a rank, and pile up run after run."""
+    done = launch(WORKER, config_file, f"{tmp_path}/run::train.steps=1", port=port)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
