@@ -20,6 +20,11 @@ if builder is not None and builder.is_compatible():
 " >/dev/null 2>&1 || say "DeepSpeed's shared-memory collectives did not build; ranks on this machine will use gloo alone"
 }
 
+# A module is compiled to bytecode at its first import: done here rather than by the first run, in each of its processes.
+compile_bytecode() {
+    "$VENV/bin/python" -W ignore -c "import mlflow, segclip.eval.run, segclip.trainer.loop, segclip.trainer.quickstart" >/dev/null
+}
+
 if [ ! -x "$VENV/bin/python" ]; then
     say "making $VENV"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -39,8 +44,9 @@ uv pip install --quiet --python "$VENV/bin/python" "cython<3" "setuptools>=77" w
 uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip -e ".[dev]"
 
 say "compiling fast-slic and DeepSpeed's CPU collectives"
-build_collectives &
-build_fast_slic
+build_fast_slic &
+build_collectives
+compile_bytecode
 wait
 
 seconds=$(($(date +%s) - start))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from segclip.tokenizer import ClipTokenizer
 
 __all__ = ["Tokenizer", "caption_part", "tokenizer"]
 
@@ -45,12 +48,13 @@ class Tokenizer(Protocol):
 
 @lru_cache(maxsize=4)
 def tokenizer(words: int) -> Tokenizer:
-    """CLIP's byte-pair tokenizer for ``words`` tokens, with the ids of open_clip's.
+    """CLIP's byte-pair tokenizer for ``words`` tokens, with the ids of the original.
 
-    A longer text is cut so that the end token stays last. Ids of captions seen before are kept (the arrays are
-    shared: do not write to them).
+    A longer text is cut so that the end token stays last. A caption that spells out ``<|endoftext|>`` gets an end
+    token there, as in the original, and for the network it ends there (``segclip.models.text.TextTower``). Ids of
+    captions seen before are kept (the arrays are shared: do not write to them).
     """
-    base = _open_clip_tokenizer()
+    base = _clip_tokenizer()
     start, end = base.sot_token_id, base.eot_token_id
 
     @lru_cache(maxsize=8192)
@@ -65,20 +69,19 @@ def tokenizer(words: int) -> Tokenizer:
     return tokenize
 
 
-@lru_cache(maxsize=1)
-def _open_clip_tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
+def _clip_tokenizer() -> ClipTokenizer:
+    from segclip.tokenizer import clip_tokenizer  # reads the vocabulary: only when texts are encoded
 
-    return SimpleTokenizer()
+    return clip_tokenizer()
 
 
 def _encode(text: str) -> list[int]:
     """Token ids of a text without start and end.
 
-    Most of open_clip's time goes into repairing text and into pieces it has encoded before. Printable ASCII without
+    Most of the tokenizer's time goes into repairing text and into pieces it has encoded before. Printable ASCII without
     character references needs no repair, and each piece (a word, a digit, a run of signs) has ids of its own.
     """
-    base = _open_clip_tokenizer()
+    base = _clip_tokenizer()
     if not (text.isascii() and text.isprintable()) or "&" in text:
         return list(base.encode(text))
     plain = " ".join(text.split()).lower()
@@ -87,6 +90,6 @@ def _encode(text: str) -> list[int]:
 
 @lru_cache(maxsize=65536)
 def _piece_ids(piece: str) -> tuple[int, ...]:
-    base = _open_clip_tokenizer()
+    base = _clip_tokenizer()
     symbols = "".join(base.byte_encoder[byte] for byte in piece.encode())
     return tuple(base.encoder[part] for part in base.bpe(symbols).split(" "))

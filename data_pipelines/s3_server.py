@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["S3Server", "s3_server"]
+__all__ = ["S3Server", "check_server", "s3_server"]
 
 HOST = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "segclip", "segclip-on-loopback-only"
@@ -46,6 +46,16 @@ class S3Server:
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}"
+
+
+def check_server(port: int | None = None) -> None:
+    """Refuse what ``s3_server`` would refuse before it starts anything, for callers with long work to do before it.
+
+    Raises:
+        ValueError: the port is in use or none, or SeaweedFS is not installed.
+    """
+    _program()
+    _ports(port)
 
 
 @contextmanager

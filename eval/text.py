@@ -6,7 +6,6 @@ Shapes: W words, K templates, T tokens, E embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,20 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from open_clip.tokenizer import SimpleTokenizer
-
     from segclip.models.segclip import SegCLIP
+    from segclip.tokenizer import ClipTokenizer
 
 __all__ = ["Averaging", "TextBank", "average_templates", "tokenize"]
 
 Averaging = Literal["mean_then_normalise", "normalise_mean_normalise"]
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> SimpleTokenizer:
-    from open_clip.tokenizer import SimpleTokenizer  # reads the vocabulary file: only when words are needed
+def _tokenizer() -> ClipTokenizer:
+    from segclip.tokenizer import clip_tokenizer  # reads the vocabulary: only when words are needed
 
-    return SimpleTokenizer()
+    return clip_tokenizer()
 
 
 def tokenize(texts: Sequence[str], context_length: int) -> Tensor:

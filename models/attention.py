@@ -33,7 +33,7 @@ def _plain_is_faster(query_BHQD: Tensor, keys: int) -> bool:
 
 
 def attend(query_BHQD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, mask_QS: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + mask) v.
+    """softmax(q k^T / sqrt(D) + mask) v, with the softmax and its gradient in float32 at least.
 
     Args:
         mask_QS: added to the scores, in the type of the query; None for none.
@@ -46,7 +46,10 @@ def attend(query_BHQD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, mask_QS: Te
         scores_BHQS = (query_BHQD * width**-0.5) @ key_BHSD.transpose(-2, -1)
         if mask_QS is not None:
             scores_BHQS = scores_BHQS + mask_QS
-        out_BHQD = scores_BHQS.softmax(dim=-1) @ value_BHSD
+        # Like the fused kernel; no conversion where the scores are float32 anyway.
+        wide = torch.promote_types(scores_BHQS.dtype, torch.float32)
+        weights_BHQS = scores_BHQS.softmax(dim=-1, dtype=wide).to(value_BHSD.dtype)
+        out_BHQD = weights_BHQS @ value_BHSD
     else:
         out_BHQD = F.scaled_dot_product_attention(query_BHQD, key_BHSD, value_BHSD, attn_mask=mask_QS)
     return out_BHQD.transpose(1, 2).reshape(batch, queries, heads * width)

@@ -66,7 +66,7 @@ def model_card(config: ModelConfig, fields: Mapping[str, Any]) -> str:
                     f"width {config.text_width}, {config.text_layers} blocks, {config.context_length} words",
                 ),
                 ("shared space", str(config.embed_dim)),
-                ("started from", config.init_from or "random values"),
+                ("started from", config.for_others().init_from or "random values"),
             ],
         ),
         f"## Scores\n\n{_scores(scores)}",

@@ -142,7 +142,7 @@ def write_network(model: SegCLIP, folder: Path, card_fields: Mapping[str, Any] |
     save_file(_plain_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     content = {
         "format": "segclip",
-        "model": model.config.model_dump(mode="json"),
+        "model": model.config.for_others().model_dump(mode="json"),
         "card": {**model.card, **(card_fields or {})},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -156,7 +156,11 @@ def add_to_card(folder: str | Path, fields: Mapping[str, Any]) -> None:
     """
     folder = Path(folder)
     config, card = _read_config(folder)
-    content = {"format": "segclip", "model": config.model_dump(mode="json"), "card": {**card, **fields}}
+    content = {
+        "format": "segclip",
+        "model": config.for_others().model_dump(mode="json"),
+        "card": {**card, **fields},
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _write_card(folder)
 
@@ -171,7 +175,7 @@ def export_released(model: SegCLIP, path: str | Path) -> list[str]:
     """
     tensors = OrderedDict(to_released(_plain_tensors(model)))
     # torch keeps this table with a state dict, and reads no entry it does not know.
-    tensors._metadata = {"": {"version": 1, _RIDER: model.config.model_dump_json()}}  # type: ignore[attr-defined]
+    tensors._metadata = {"": {"version": 1, _RIDER: model.config.for_others().model_dump_json()}}  # type: ignore[attr-defined]
     torch.save(tensors, path)
     return _unlike_original(model.config)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "ModelConfig"]
+__all__ = ["CLIP_MEAN", "CLIP_STD", "LOCAL", "ModelConfig"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Before a folder that ``init_from`` names.
+LOCAL = "local-dir:"
 
 
 class ModelConfig(BaseModel):
@@ -130,6 +133,19 @@ class ModelConfig(BaseModel):
     def visible_words(self, words: int) -> int:
         """How many of ``words`` the text reconstruction pass sees."""
         return int(words * (1 - self.text_mask_ratio))
+
+    def for_others(self) -> Self:
+        """The same configuration to be published: of a file or folder to start from it keeps the name alone.
+
+        Where that lies is nobody's business, and no use on another machine.
+        """
+        if self.init_from is None:
+            return self
+        # The first part is a model of open_clip; a tag has no further parts, a file or folder may.
+        kind, separator, rest = self.init_from.partition(":" if self.init_from.startswith(LOCAL) else "/")
+        return self.model_copy(
+            update={"init_from": kind + separator + re.split(r"[/\\]", rest.rstrip("/\\"))[-1]}
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

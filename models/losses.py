@@ -64,7 +64,7 @@ def false_negatives(caption_tokens_BT: Tensor, text_tokens_NS: Tensor) -> Tensor
 
 
 def _before_end(tokens_BT: Tensor) -> Tensor:
-    """True up to and including the end token."""
+    """True up to and including the first end token, where the text tower stops reading."""
     places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     return places_T <= tokens_BT.argmax(dim=1, keepdim=True)
 

@@ -26,7 +26,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from segclip.console import UserError, nearest, one_line
-from segclip.models.config import ModelConfig
+from segclip.models.config import LOCAL, ModelConfig
 from segclip.models.names import own_name
 from segclip.models.positions import resample_grid
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["clip_config", "clip_tensors", "load_clip", "names_clip", "reference_key"]
 
-LOCAL = "local-dir:"
 _VISION_BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.")
 # What may differ between CLIP and the network, or changes nothing in a CLIP that is loaded.
 _FREE_VISION = {"image_size", "patch_size", "layers", "width", "head_width", "patch_dropout", "output_tokens"}

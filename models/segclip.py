@@ -7,7 +7,8 @@ Shape letters: B batch, E shared embedding, G centers, L patches, T words.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ LARGEST_LOGIT_SCALE = 100.0
 class SegCLIP(nn.Module, SegCLIPHubMixin):
     """Learns to gather the patches of an image into regions from pairs of images and captions."""
 
+    _pixel_factor: Tensor
+    _pixel_shift: Tensor
+
     def __init__(self, config: ModelConfig, *, load_init: bool = True) -> None:
         """
         Args:
@@ -49,14 +53,21 @@ class SegCLIP(nn.Module, SegCLIPHubMixin):
         self.decoder = MaskedImageDecoder(config)
         self.text_decoder = MaskedTextDecoder(config) if config.text_reconstruction else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
-        # Plain attributes, not buffers: casting the network to bfloat16 must not round them.
-        self._pixel_factor, self._pixel_shift = 1 / (255.0 * std), -mean / std
+        # Not in checkpoints: the configuration tells them.
+        factor, shift = _pixel_line(config)
+        self.register_buffer("_pixel_factor", factor, persistent=False)
+        self.register_buffer("_pixel_shift", shift, persistent=False)
         initialise(self)
         if load_init and config.init_from is not None:
             from segclip.models.pretrained import load_clip
 
             load_clip(self, config.init_from)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # They follow the network to another device, but not into bfloat16, which would round them.
+        self._pixel_factor, self._pixel_shift = _pixel_line(self.config, self._pixel_factor.device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -193,11 +204,10 @@ class SegCLIP(nn.Module, SegCLIPHubMixin):
         return masked_word_loss(logits_BTV, tokens_BT, order_BT, visible)
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """Images as the vision tower takes them: uint8 normalised, float as is, in the parameters' type."""
+        """Images as the vision tower takes them, in the parameters' type: uint8 normalised in float32, float as is."""
         if images_BCHW.dtype != torch.uint8:
             return images_BCHW.to(self.dtype)
-        factor, shift = (values.to(images_BCHW.device) for values in (self._pixel_factor, self._pixel_shift))
-        return torch.addcmul(shift, images_BCHW.float(), factor).to(self.dtype)
+        return torch.addcmul(self._pixel_shift, images_BCHW.float(), self._pixel_factor).to(self.dtype)
 
     def _dropped(self, noise: Noise | None, patches: int) -> tuple[Tensor | None, Tensor | None]:
         """Patches that patch dropout keeps (None: all), and factors of the residual branches (None: 1)."""
@@ -222,3 +232,12 @@ class SegCLIP(nn.Module, SegCLIPHubMixin):
     def _look_at_content(self, tensor: Tensor) -> bool:
         """Whether to check values as well as shapes: not where a training step would wait for its device."""
         return not torch.compiler.is_compiling() and (tensor.device.type == "cpu" or not self.training)
+
+
+def _pixel_line(config: ModelConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Factor and shift, float32 [3, 1, 1], that turn pixels (0 to 255) into normalised values."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+        for values in (config.image_mean, config.image_std)
+    )
+    return 1 / (255.0 * std), -mean / std

@@ -19,7 +19,11 @@ __all__ = ["TextTower"]
 
 
 class TextTower(TextTransformer):
-    """CLIP's causal text transformer; the feature is read at the last word, the one with the largest id."""
+    """CLIP's causal text transformer; the feature is read at the end token, the largest id, where it first stands.
+
+    A text may hold an end token before its own (a caption that spells out ``<|endoftext|>``). Then the feature is read
+    at that first one, as in the original; the tower being causal, nothing behind it has a say.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(

@@ -84,8 +84,9 @@ class MaskedTextDecoder(nn.Module):
 
 
 def valid_words(tokens_BT: Tensor) -> Tensor:
-    """bool [B, T]: true up to and including the end token, the largest id of a text."""
-    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) <= tokens_BT.argmax(dim=1, keepdim=True)
+    """bool [B, T]: true up to and including the last end token, the largest id of a text; behind it is padding."""
+    places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    return places_T <= (tokens_BT.shape[1] - 1 - tokens_BT.flip(1).argmax(dim=1, keepdim=True))
 
 
 def word_order(scores_BT: Tensor, tokens_BT: Tensor) -> Tensor:

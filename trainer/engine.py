@@ -43,9 +43,14 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
     freeze(model, frozen_parameters(config.optimizer, config.model))
     _give_scalars_a_dimension(model)
     model.to(ranks.device).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    # For bfloat16 without ZeRO, DeepSpeed makes room for the moments by a step with zero gradients. At rate 0 it decays
+    # no weight, and what it counted is forgotten: otherwise Adam's bias correction would be one step ahead.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer),
+        optimizer=optimizer,
         config=deepspeed_config(
             config.zero,
             local_batch=config.train.global_batch // ranks.world_size,
@@ -54,6 +59,8 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
             gradient_clip=config.train.gradient_clip,
         ),
     )
+    if config.zero.stage == 0:
+        optimizer.state.clear()
     return engine
 
 

@@ -44,9 +44,10 @@ def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:
     """What a model card says of a run. Places on the machine that trained are left out: cards are published."""
     recipe = config.model_dump(mode="json", exclude={"run_dir", "tracking", "checkpoint", "evaluation"})
     recipe["data"].pop("shards", None)
+    recipe["model"] = config.model.for_others().model_dump(mode="json")
     return {
         "run": config.name,
-        "protocol": config.evaluation.protocol,
+        "protocol": Path(config.evaluation.protocol).name,
         "steps": state.step,
         "code": state.git_commit,
         "data": state.data,

@@ -59,5 +59,5 @@ def score(
 
 
 def score_entry(config: EvaluationConfig, miou: float) -> dict[str, str | float | None]:
-    """A score as the model card of an export lists it."""
-    return {"dataset": config.dataset, "protocol": config.protocol, "miou": miou}
+    """A score as the model card of an export lists it; of a protocol's file, the name alone."""
+    return {"dataset": config.dataset, "protocol": Path(config.protocol).name, "miou": miou}

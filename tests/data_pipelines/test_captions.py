@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.tokenizer import SimpleTokenizer
 
 from segclip.data_pipelines.captions import caption_part, tokenizer
+from segclip.eval.text import tokenize
+from segclip.tokenizer import END, START, ClipTokenizer
 
 CHANCES = (0.8, 0.12, 0.08)
-OPEN_CLIP = SimpleTokenizer()
+WHOLE = ClipTokenizer()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,10 @@ def test_the_ground_is_what_follows_the_last_on() -> None:
                         "&amp;",
                         "&lt;",
                         "<end_of_text>",
+                        START,
+                        END,
+                        END.upper(),
+                        "<|end",
                         "12",
                         "猫",
                         "é",
@@ -70,8 +75,8 @@ def test_the_ground_is_what_follows_the_last_on() -> None:
     ),
     words=st.sampled_from([3, 8, 77]),
 )
-def test_tokens_are_those_of_open_clip(text: str, words: int) -> None:
-    expected = OPEN_CLIP([text], context_length=words)[0].numpy()
+def test_tokens_are_those_of_the_whole_way(text: str, words: int) -> None:
+    expected = WHOLE([text], context_length=words)[0].numpy()
     np.testing.assert_array_equal(tokenizer(words)(text), expected)
 
 
@@ -80,3 +85,13 @@ def test_a_long_text_keeps_its_end_token_last() -> None:
     assert ids[0] == 49406
     assert ids[-1] == 49407
     assert ids.tolist().count(49407) == 1
+
+
+def test_evaluation_gives_the_same_tokens() -> None:
+    for text in (
+        "a photo of a cat.",
+        f"{END} injected {START}",
+        "<end_of_text>",
+        "&lt;|endoftext|&gt; caf\u00e9",
+    ):
+        assert tokenize([text], 77)[0].tolist() == tokenizer(77)(text).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -25,10 +26,11 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps at each stage; six steps in two halves; six steps on one rank."""
+    """Six steps at each stage in either precision, and six steps on one rank."""
     root = tmp_path_factory.mktemp("runs")
     two = [f"{root}/zero{stage}::zero.stage={stage}" for stage in range(4)]
-    two += [f"{root}/bf16::train.precision=bf16", f"{root}/ring::loss.ring=true"]
+    two += [f"{root}/bf16-zero{stage}::zero.stage={stage}::train.precision=bf16" for stage in range(4)]
+    two += [f"{root}/ring::loss.ring=true"]
     done = launch(WORKER, config_file, *two)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one = launch(WORKER, config_file, f"{root}/one", ranks=1)
@@ -51,10 +53,18 @@ def test_losses_are_those_of_a_network_that_learns(runs: Path) -> None:
     assert all(row["loss/superpixel_kl"] > 0 for row in found)
 
 
-def test_bf16_stays_near_fp32(runs: Path) -> None:
-    for before, after in zip(losses(runs / "zero1"), losses(runs / "bf16"), strict=True):
-        assert after["loss/total"] == pytest.approx(before["loss/total"], rel=0.05)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_stays_near_fp32_at_every_stage(runs: Path, stage: int) -> None:
+    """Losses within 1 % of those of float32 (seen: 0.5 %), gradient norms of the first three steps within 5 % (seen:
+    2.6 %). bfloat16 keeps 8 bits: an error of 0.4 % in each number."""
+    expected, found = losses(runs / "zero1"), losses(runs / f"bf16-zero{stage}")
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    for before, after in zip(expected, found, strict=True):
+        assert all(math.isfinite(after[part]) for part in PARTS)
+        assert after["loss/total"] == pytest.approx(before["loss/total"], rel=0.01)
         assert after["loss/total"] != before["loss/total"]
+    norms = [[row["gradient_norm"] for row in rows[:3]] for rows in (expected, found)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -55,3 +55,33 @@ def test_slow_bfloat16_products_are_avoided(monkeypatch) -> None:
     assert not attention._plain_is_faster(query.bfloat16(), 4)
     monkeypatch.setattr(attention, "_cpu_multiplies_bfloat16", lambda: True)
     assert attention._plain_is_faster(query.bfloat16(), 4)
+
+
+def test_the_plain_softmax_of_bfloat16_is_float32(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_cpu_multiplies_bfloat16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 2, n, 16, generator=generator).bfloat16() for n in (24, 60, 60)]
+    upstream = torch.randn(2, 24, 32, generator=generator).bfloat16()
+
+    def gradients(compute, dtype):
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in inputs)
+        out = compute(query, key, value)
+        assert out.dtype == dtype
+        found = torch.autograd.grad(out, (query, key, value), upstream.to(dtype))
+        return [out.detach(), *found]
+
+    def in_bfloat16(query, key, value):
+        weights = ((query * 16**-0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+    assert attention._plain_is_faster(inputs[0], 60)
+    exact = gradients(attend, torch.float64)
+    ours, rounded = (
+        [float((found.double() - right).norm()) for found, right in zip(each, exact, strict=True)]
+        for each in (gradients(attend, torch.bfloat16), gradients(in_bfloat16, torch.bfloat16))
+    )
+    # Rounded weights go into the last product either way; the gradient of the scores needs them exact.
+    assert ours[0] <= rounded[0]
+    assert ours[1] < 0.95 * rounded[1]
+    assert ours[2] < 0.95 * rounded[2]
+    assert ours[3] <= rounded[3]

@@ -7,8 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segclip.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, export, infer_config, load
+from segclip.models.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    add_to_card,
+    export,
+    export_released,
+    infer_config,
+    load,
+)
 from segclip.models.names import to_released
+from segclip.models.segclip import SegCLIP
 
 # Sizes that a released checkpoint can tell: text heads of width 64, eight decoder heads, full context.
 RELEASED = {
@@ -48,6 +57,37 @@ def test_export_and_load(model, folder) -> None:
     assert not loaded.training
     content = json.loads((folder / CONFIG_FILE).read_text())
     assert content["card"] == {"recipe": "tiny"}
+
+
+def _export_and_score(model, folder) -> None:
+    export(model, folder)
+    # As an export that tells the place, which earlier versions wrote.
+    content = json.loads((folder / CONFIG_FILE).read_text())
+    content["model"]["init_from"] = model.config.init_from
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
+    add_to_card(folder, {"scores": [{"dataset": "scenes", "protocol": "photo", "miou": 0.5}]})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        export,
+        _export_and_score,
+        lambda model, folder: model.save_pretrained(folder),
+        lambda model, folder: export_released(model, folder / "segclip.bin"),
+    ],
+    ids=["export", "scored", "save_pretrained", "original"],
+)
+def test_the_place_of_clips_weights_is_not_published(tiny_config, tmp_path, write) -> None:
+    model = SegCLIP(tiny_config(init_from="local-dir:/home/somebody/clip"), load_init=False)
+    write(model, tmp_path)
+    for file in tmp_path.iterdir():
+        assert b"somebody" not in file.read_bytes(), file.name
+    released = tmp_path / "segclip.bin"
+    loaded = load(released if released.is_file() else tmp_path)
+    assert same(loaded, model)
+    assert loaded.config == model.config.model_copy(update={"init_from": "local-dir:clip"})
+    assert model.config.init_from == "local-dir:/home/somebody/clip"
 
 
 def test_bfloat16_weights_keep_their_bits(tiny_model, tmp_path) -> None:

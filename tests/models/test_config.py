@@ -35,5 +35,24 @@ def test_sizes_that_do_not_go_together(changes, message) -> None:
         ModelConfig(**changes)
 
 
+@pytest.mark.parametrize(
+    ("init_from", "published"),
+    [
+        (None, None),
+        ("ViT-B-16/openai", "ViT-B-16/openai"),
+        ("ViT-B-16/weights.pt", "ViT-B-16/weights.pt"),
+        ("ViT-B-16/" + "/home/me/clip/weights.pt", "ViT-B-16/weights.pt"),
+        ("ViT-B-16/~/clip/weights.pt", "ViT-B-16/weights.pt"),
+        ("local-dir:/home/me/clip", "local-dir:clip"),
+        ("local-dir:../clip/", "local-dir:clip"),
+        ("local-dir:C:\\Users\\me\\clip", "local-dir:clip"),
+    ],
+)
+def test_places_are_not_published(init_from, published) -> None:
+    config = ModelConfig(init_from=init_from).for_others()
+    assert config == ModelConfig(init_from=published)
+    assert config.for_others() == config
+
+
 def test_every_field_is_described() -> None:
     assert [name for name, field in ModelConfig.model_fields.items() if not field.description] == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from segclip.kernels import contrastive_loss
 from segclip.models import InjectedNoise, KeyedNoise
-from segclip.models.segclip import LARGEST_LOGIT_SCALE
+from segclip.models.segclip import LARGEST_LOGIT_SCALE, SegCLIP
+from segclip.models.text_reconstruction import valid_words
 
 
 def total_loss(out):
@@ -111,6 +114,32 @@ def test_bytes_are_normalised(model, make_inputs) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_normalisation_follows_the_device_and_keeps_its_precision(tiny_config, model, make_inputs) -> None:
+    images = make_inputs(2, model.config).images
+    expected = model.normalise(images)
+    buffers = ("_pixel_factor", "_pixel_shift")
+    # No checkpoint holds them, so none needs to.
+    assert set(buffers) <= dict(model.named_buffers()).keys()
+    assert not set(buffers) & model.state_dict().keys()
+
+    def precise(network) -> bool:
+        return all(torch.equal(getattr(network, name), getattr(model, name)) for name in buffers)
+
+    half = SegCLIP(tiny_config()).to(torch.bfloat16)
+    assert precise(half)
+    assert torch.equal(half.normalise(images), expected.bfloat16())
+    assert torch.equal(half.float().normalise(images), expected)
+    assert precise(copy.deepcopy(half).double())
+
+    away = SegCLIP(tiny_config()).to("meta")
+    assert {getattr(away, name).device.type for name in buffers} == {"meta"}
+    # Memory that nobody has written yet: what the configuration tells is there all the same.
+    assert precise(away.to_empty(device="cpu"))
+    with torch.device("meta"):
+        unborn = SegCLIP(tiny_config())
+    assert precise(unborn.to_empty(device="cpu"))
+
+
 def test_bytes_and_floats_give_one_reconstruction_loss(model, make_inputs) -> None:
     inputs = make_inputs(2, model.config)
     with torch.no_grad():
@@ -169,6 +198,16 @@ def test_what_follows_the_end_of_a_text_does_not_matter(model, make_inputs) -> N
     filled = torch.where(tokens == 0, torch.randint(1, 60, tokens.shape), tokens)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(filled), model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_ends_for_the_network_at_its_first_end_token(model, make_inputs) -> None:
+    tokens = make_inputs(4, model.config).tokens
+    end = model.config.vocab_size - 1
+    again = tokens.clone()
+    again[:, -1] = end
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(again), model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+    assert valid_words(again).all()
 
 
 # ------------------------------------------------------------------------------------------- ways to train

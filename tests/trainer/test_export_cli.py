@@ -135,7 +135,7 @@ def test_a_resumed_run_needs_clip_no_more(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
-def test_the_model_card_of_a_run(config: Path) -> None:
+def test_the_model_card_of_a_run(config: Path, clip: tuple[open_clip.CLIP, Path]) -> None:
     export = config.parent / "run" / "export"
     card = json.loads((export / "config.json").read_text())["card"]
     manifest = (config.parent / "scenes" / "manifest.json").read_bytes()
@@ -147,9 +147,13 @@ def test_the_model_card_of_a_run(config: Path) -> None:
     assert card["run"] == "from-clip"
     assert card["steps"] == 1
     assert card["recipe"]["optimizer"]["lr"] == 1e-12
+    assert card["recipe"]["model"]["init_from"] == f"local-dir:{clip[1].name}"
     text = (export / "README.md").read_text()
+    assert f"| started from | local-dir:{clip[1].name} |" in text
     assert card["data"]["manifest_sha256"] in text
-    assert str(config.parent) not in text.replace(str(card["recipe"]["model"]["init_from"]), "")
+    temporary = str(clip[1].parent)
+    assert temporary not in text
+    assert temporary not in (export / "config.json").read_text()
 
 
 @pytest.mark.parametrize("source", ["run", "run/export", "run/checkpoints/step-00000001"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from segclip.models import SegCLIP, segclip_quickstart
 from segclip.trainer.config import load_run_config
@@ -92,10 +93,29 @@ def test_the_freezing_rule_of_the_original_by_configuration(model: SegCLIP) -> N
 
 def test_the_papers_recipe_freezes_what_the_original_does_by_default() -> None:
     recipe = load_run_config(CONFIGS / "segclip_vit_b16.yaml")
-    by_rule = recipe.optimizer.model_copy(update={"frozen": (), "freeze_layers": 0})
-    assert set(frozen_parameters(by_rule, recipe.model)) == set(
-        frozen_parameters(recipe.optimizer, recipe.model)
-    )
+    assert set(frozen_parameters(recipe.optimizer, recipe.model)) == {
+        "vision.class_embedding",
+        "vision.positional_embedding",
+        "vision.patch_embed",
+        "vision.ln_pre",
+        "text.positional_embedding",
+        "text.token_embedding",
+    }
+
+
+def test_the_papers_recipe_says_all_that_the_originals_command_decides() -> None:
+    """Values of its README's command and the defaults of its options; none is left to our defaults."""
+    recipe = yaml.safe_load((CONFIGS / "segclip_vit_b16.yaml").read_text())
+    optimizer = {"lr": 4e-3, "lower_lr": 4e-6, "weight_decay": 0.05, "betas": [0.9, 0.98], "eps": 1e-6}
+    expected = {
+        "model": {"first_stage_layers": 10, "mask_ratio": 0.75, "init_from": "ViT-B-16/openai"},
+        "data": {"image_size": 224, "words": 32, "crop_scale": [0.5, 1.0], "flip": False},
+        "loss": {"contrastive": 1, "superpixel_kl": 1, "reconstruction": 1, "text_reconstruction": 0},
+        "train": {"global_batch": 768, "gradient_clip": 1.0},
+        "optimizer": {**optimizer, "decay_rule": "original", "freeze_layers": 0, "freeze_text_layers": 0},
+        "schedule": {"kind": "cosine", "warmup": 0.15, "start": 0.0, "end": 0.0},
+    }
+    assert {part: {key: recipe[part][key] for key in keys} for part, keys in expected.items()} == expected
 
 
 @pytest.mark.parametrize(

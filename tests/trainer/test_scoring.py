@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+
+from segclip.trainer.config import EvaluationConfig
+from segclip.trainer.scoring import score_entry
+
+
+@pytest.mark.parametrize(
+    ("protocol", "published"), [("photo", "photo"), ("/home/somebody/mine.yaml", "mine.yaml")]
+)
+def test_a_model_card_does_not_tell_where_a_protocol_lies(protocol, published) -> None:
+    entry = score_entry(EvaluationConfig(dataset="scenes", protocol=protocol), 0.5)
+    assert entry == {"dataset": "scenes", "protocol": published, "miou": 0.5}
