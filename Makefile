@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-fast lint format bench gpu gpu-test gpu-sanitize bench-gpu clean
+.PHONY: help setup quickstart test test-fast lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -48,10 +48,9 @@ bench: $(VENV)/.installed
 	python -m benchmarks.all
 
 # On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
-## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-sanitize
-gpu: gpu-test bench-gpu gpu-sanitize
+## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-bytes, gpu-sanitize
+gpu: gpu-test bench-gpu gpu-bytes gpu-sanitize
 
-.PHONY: gpu-found
 gpu-found:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: no GPU here: nothing to test or measure')"
 
@@ -63,6 +62,10 @@ gpu-test: gpu-found
 ## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
 bench-gpu: gpu-found
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
+
+## gpu-bytes    the bytes they really move, counted by ncu
+gpu-bytes: gpu-found
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_bytes --json benchmarks/results/gpu_bytes.json
 
 ## gpu-sanitize the Triton kernels under compute-sanitizer
 gpu-sanitize: gpu-found

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
 
 HELPERS = {"__init__", "all", "kernel_cases", "report"}
-NEED_GPU = {"gpu_kernels", "gpu_sanitize"}
+NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize"}
 
 
 def scripts() -> list[str]:

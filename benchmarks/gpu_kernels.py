@@ -8,9 +8,7 @@ is timed unless outputs and gradients agree with plain torch, except where plain
 stand beside what the card reaches in this run when it copies, and when it multiplies matrices. The share of the copy
 rate counts the bytes that have to move: 1 / share bounds from above how many times more were moved.
 
-Bytes really moved are for NVIDIA's own tool, one operation at a time:
-
-    ncu --metrics dram__bytes.sum python -m benchmarks.gpu_kernels --quick --only superpixel_kl
+``benchmarks.gpu_bytes`` counts those.
 """
 
 from __future__ import annotations
