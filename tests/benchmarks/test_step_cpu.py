@@ -5,8 +5,14 @@ import torch
 from benchmarks.step_cpu import compare, matmul_rate, missing_units
 
 FLOAT32 = {
-    "seconds": 6.0, "gflops": 90.0, "matmul_gflops": 100.0, "share": 0.9, "repeats": 3, "before_gib": 1.0, "peak_gib": 4.0,
-}  # fmt: skip
+    "seconds": 6.0,
+    "gflops": 90.0,
+    "matmul_gflops": 100.0,
+    "share": 0.9,
+    "repeats": 3,
+    "before_gib": 1.0,
+    "peak_gib": 4.0,
+}
 
 
 def test_ratios_and_targets() -> None:
