@@ -200,7 +200,10 @@ def _find(init_from: str) -> _Source:
         )
     known = open_clip.list_models()
     if model not in known:
-        raise ValueError(f"init_from {init_from!r}: open_clip has no model {model!r}{nearest(model, known)}")
+        # OpenAI writes ViT-B/16 for what open_clip calls ViT-B-16.
+        meant = init_from.replace("/", "-")
+        hint = f" (did you mean {meant}/openai?)" if meant in known else nearest(model, known)
+        raise ValueError(f"init_from {init_from!r}: open_clip has no model {model!r}{hint}")
     architecture = open_clip.get_model_config(model)
     entry = open_clip.get_pretrained_cfg(model, tag)
     if entry:

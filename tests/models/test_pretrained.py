@@ -193,6 +193,7 @@ def test_the_configuration_of_a_clip(name, paper_but) -> None:
         ("ViT-B-16/openia", ValueError, r"neither a tag of ViT-B-16 \(did you mean 'openai'\?\) nor a file"),
         ("ViT-B-16", ValueError, "must be MODEL/TAG"),
         ("ViT-B-17/openai", ValueError, r"no model 'ViT-B-17' \(did you mean"),
+        ("ViT-B/16", ValueError, r"no model 'ViT-B' \(did you mean ViT-B-16/openai\?\)"),
         ("RN50/openai", ValueError, "not CLIP's vision transformer"),
         ("local-dir:/nowhere", ValueError, "there is no /nowhere/open_clip_config.json"),
         ("runs/x/export", FileNotFoundError, "no checkpoint at runs/x/export: .* such as ViT-B-16/openai"),
