@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow  # a sqlite store takes about ten seconds to make
 def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    config, note = TrackingConfig(experiment="tests"), tmp_path / "note.txt"
+    config, note = TrackingConfig(experiment="tests", flush_seconds=600), tmp_path / "note.txt"
     note.write_text("hello")
     first = Tracker(config, tmp_path, "a run")
     first.parameters({f"p{i}": i for i in range(250)} | {"long": "x" * 10_000})
@@ -48,7 +48,7 @@ def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_run_goes_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
-    tracker = Tracker(TrackingConfig(experiment="tests"), tmp_path / "run", "a run")
+    tracker = Tracker(TrackingConfig(experiment="tests", flush_seconds=600), tmp_path / "run", "a run")
     tracker.metrics({"loss/total": 2.0}, step=1)
     tracker.finish()
     assert tracker.run_id is not None
