@@ -15,6 +15,7 @@ help:
 
 ## setup        make .venv and install everything (done by the other targets when needed)
 setup: $(VENV)/.installed
+	@echo "setup: $(VENV) holds everything"
 
 $(VENV)/.installed: setup.py pyproject.toml install.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh install.sh

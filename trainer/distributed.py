@@ -102,19 +102,19 @@ def agreed(ranks: Ranks, work: Callable[[], Value]) -> Value:
         RankError: with the message of the lowest failing rank.
     """
     result: Value | None = None
-    problem: str | None = None
+    caught: Exception | None = None
     try:
         result = work()
     except (ValueError, OSError, UserError) as error:
-        problem = one_line(error)
+        caught = error
     problems: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(problems, problem)
+    dist.all_gather_object(problems, None if caught is None else one_line(caught))
     failing = [rank for rank, text in enumerate(problems) if text is not None]
     if failing:
         first = failing[0]
         same = all(problems[rank] == problems[first] for rank in range(ranks.world_size))
         prefix = "" if same else f"rank {first}: "
-        raise RankError(f"{prefix}{problems[first]}", is_reporter=ranks.rank == first)
+        raise RankError(f"{prefix}{problems[first]}", is_reporter=ranks.rank == first) from caught
     return result  # type: ignore[return-value]
 
 
@@ -128,14 +128,24 @@ def broadcast(value: Any) -> Any:
 def on_first(ranks: Ranks, work: Callable[[], None], longest: datetime.timedelta = LONGEST_WAIT) -> None:
     """Do ``work`` on the first rank while the others wait, past the time limit of ordinary collectives.
 
-    They wait on the CPU in a group of their own. An error of ``work`` is raised on the first rank alone; when that
-    ends, the others find their connection to it closed.
+    They wait on the CPU in a group of their own.
+
+    Raises:
+        RankError: ``work`` failed with a user's error, raised on all ranks. Any other error is raised on the first rank
+            alone; when that ends, the others find their connection to it closed.
     """
     group: Any = dist.new_group(backend="gloo", timeout=longest)
+    caught: Exception | None = None
     if ranks.is_first:
-        work()
-    dist.barrier(group=group)
+        try:
+            work()
+        except (ValueError, OSError, UserError) as error:
+            caught = error
+    problem: list[str | None] = [None if caught is None else one_line(caught)]
+    dist.broadcast_object_list(problem, src=0, group=group)
     dist.destroy_process_group(group)
+    if problem[0] is not None:
+        raise RankError(problem[0], is_reporter=ranks.is_first) from caught
 
 
 def _drop_buffer_names() -> None:

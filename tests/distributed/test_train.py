@@ -71,13 +71,16 @@ def test_bf16_stays_near_fp32_at_every_stage(runs: Path, stage: int) -> None:
 def test_resuming_in_the_middle_gives_the_same_next_losses(
     launch: Launch, config_file: Path, runs: Path, tmp_path: Path, stage: int
 ) -> None:
-    """Publish only the checkpoint of step 3 and start the same command again."""
+    """Publish only the checkpoint of step 3 and start the same command again; and again when all steps are made."""
     run = tmp_path / "run"
     shutil.copytree(
         runs / f"zero{stage}" / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003"
     )
-    done = launch(WORKER, config_file, f"{run}::zero.stage={stage}")
+    done = launch(WORKER, config_file, *[f"{run}::zero.stage={stage}"] * 2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"resuming from {run}/checkpoints/step-00000003 after step 3" in done.stdout
+    assert f"resuming from {run}/checkpoints/step-00000006 after step 6" in done.stdout
+    assert done.stdout.count("all 6 steps are made: nothing is trained, only exported and scored") == 1
     expected, found = losses(runs / f"zero{stage}")[3:], losses(run)
     assert [row["step"] for row in found] == [4, 5, 6]
     for before, after in zip(expected, found, strict=True):

@@ -150,19 +150,21 @@ def test_mlflow_holds_the_scores_and_figures(run: Run, summary: dict[str, float]
     assert figures == pytest.approx(summary)
 
 
-def test_mlflow_holds_the_files(client: MlflowClient, run: Run) -> None:
-    paths = {
-        each.path
-        for folder in (None, "evaluation")
-        for each in client.list_artifacts(run.info.run_id, folder)
-    }
-    assert paths >= {
-        "config.yaml",
-        "summary.json",
-        "evaluation/result.json",
-        "evaluation/overlays.png",
-        "evaluation/confusion.png",
-    }
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [
+        ("config.yaml", "train/config.yaml"),
+        ("summary.json", "summary.json"),
+        ("evaluation/result.json", "train/evaluation/result.json"),
+        ("evaluation/overlays.png", "train/evaluation/overlays.png"),
+        ("evaluation/confusion.png", "train/evaluation/confusion.png"),
+    ],
+)
+def test_mlflow_holds_the_files(
+    root: Path, client: MlflowClient, run: Run, tmp_path: Path, stored: str, written: str
+) -> None:
+    copy = Path(client.download_artifacts(run.info.run_id, stored, str(tmp_path)))
+    assert copy.read_bytes() == (root / written).read_bytes()
 
 
 def test_the_same_through_an_s3_server(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow  # a sqlite store takes about ten seconds to make
 def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    config, note = TrackingConfig(experiment="tests"), tmp_path / "note.txt"
+    config, note = TrackingConfig(experiment="tests", flush_seconds=600), tmp_path / "note.txt"
     note.write_text("hello")
     first = Tracker(config, tmp_path, "a run")
     first.parameters({f"p{i}": i for i in range(250)} | {"long": "x" * 10_000})
@@ -42,6 +42,19 @@ def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert [a.path for a in client.list_artifacts(first.run_id, "notes")] == ["notes/note.txt"]
     assert (tmp_path / "artifacts").is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_goes_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    tracker = Tracker(TrackingConfig(experiment="tests", flush_seconds=600), tmp_path / "run", "a run")
+    tracker.metrics({"loss/total": 2.0}, step=1)
+    tracker.finish()
+    assert tracker.run_id is not None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert MlflowClient(elsewhere).get_run(tracker.run_id).data.metrics == {"loss/total": 2.0}
+    assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
 def test_a_server_that_refuses_delays_nothing_and_is_reported(

@@ -1,0 +1,191 @@
+"""What a user got wrong stops every rank at once: one line that names the value and the remedy, and nothing left over.
+
+Each case starts two real ranks. How long they take to start depends on the machine, so the bound counts from the
+moment the error is said.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+# From the error to the end of the last rank, which waits 5 s for the one that speaks, and may have started later.
+SECONDS_TO_STOP = 30.0
+MARK = "SEGCLIP_TEST_OF_STOPPING"
+NOBODY = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "a",
+    "AWS_SECRET_ACCESS_KEY": "b",
+    "AWS_REGION": "us-east-1",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the ranks said, their exit codes, the seconds from the first error to the last end, and who is left."""
+
+    text: str
+    codes: list[int]
+    seconds_to_stop: float
+    left: list[str]
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.text.splitlines() if "error: " in line]
+
+
+def launch(config: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+    """Start two ranks without a launcher, which would end the others for them, and listen until both have ended."""
+    mark = uuid.uuid4().hex
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    # Descendants are known by a variable that they inherit.
+    clean |= {"OMP_NUM_THREADS": "1", MARK: mark, **(environment or {})}
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    reading, writing = os.pipe()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-u", ROOT / "trainer" / "run.py", "--config", config, *arguments],
+            env={**clean, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=writing,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    os.close(writing)
+    said, lines = 0.0, []
+    with os.fdopen(reading) as output:
+        for line in output:  # ends when the last process that could write has ended
+            lines.append(line)
+            if not said and ("error: " in line or "Traceback" in line):
+                said = time.monotonic()
+    codes = [rank.wait(SECONDS_TO_STOP) for rank in ranks]
+    return Outcome("".join(lines), codes, time.monotonic() - said, processes_with(mark))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def processes_with(mark: str) -> list[str]:
+    """Command lines of the living processes that carry a mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has just ended, or is another user's
+    return found
+
+
+def spoiled(shards: Path, copy: Path, ending: str, content: bytes) -> Path:
+    """A copy of the set in which one member of each sample of the first shard is replaced: one rank alone reads it."""
+    shutil.copytree(shards, copy)
+    shard = copy / "00000.tar"
+    with tarfile.open(shard) as tar:
+        members = [(each, tar.extractfile(each).read()) for each in tar.getmembers()]  # type: ignore[union-attr]
+    with tarfile.open(shard, "w") as tar:
+        for member, data in members:
+            data = content if member.name.endswith(ending) else data
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = shard.stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def no_shards(shards: Path, copy: Path) -> Path:
+    copy.mkdir()
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "shards": []}))
+    return copy
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings that are wrong, and the words that the error must hold; ``{data}`` is where the shards lie."""
+
+    words: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    data: Callable[[Path, Path], object] = lambda shards, free: shards
+    environment: dict[str, str] | None = None
+
+
+CASES = {
+    "misspelt key": Case(("model.centres", "did you mean 'centers'"), ("model.centres=4",)),
+    "wrong type": Case(("train.steps = 'soon'", "valid integer"), ("train.steps=soon",)),
+    "missing data path": Case(("{data}", "does not exist", "check the data path"), data=lambda shards, free: free),
+    "unreachable s3 endpoint": Case(
+        ("s3://bucket/scenes", "cannot be reached", "Check AWS_ENDPOINT_URL (http://127.0.0.1:9)"),
+        data=lambda shards, free: "s3://bucket/scenes",
+        environment=NOBODY,
+    ),
+    "zero shards": Case(("{data}", "zero shards", "build a shard set first"), data=no_shards),
+    "fewer shards than workers": Case(
+        ("4 shards are fewer than 12 readers (2 ranks x 6 workers)", "use fewer workers"),
+        ("data.workers=6", "data.lanes=12"),
+    ),
+    "a batch that the ranks cannot share": Case(
+        ("train.global_batch is 9", "8 or 10 would do"), ("train.global_batch=9",)
+    ),
+    "a picture that does not decode": Case(
+        ("[rank ", "{data}/00000.tar", "the picture .jpg is bad", "repair or remove it"),
+        ("data.checksum=false",),
+        data=lambda shards, free: spoiled(shards, free, ".jpg", b"<html>no</html>"),
+    ),
+    "an empty caption": Case(
+        ("[rank ", "{data}/00000.tar", "its caption is empty", "write a text or remove the sample"),
+        ("data.checksum=false", "data.workers=1"),
+        data=lambda shards, free: spoiled(shards, free, ".txt", b"  "),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_ranks_stop_with_one_line(name: str, config_file: Path, shards: Path, tmp_path: Path) -> None:
+    case = CASES[name]
+    data = case.data(shards, tmp_path / "data")
+    done = launch(
+        config_file, f"data.shards={data}", f"run_dir={tmp_path / 'run'}", *case.overrides,
+        environment=case.environment,
+    )  # fmt: skip
+    (error,) = done.errors
+    for word in case.words:
+        assert word.format(data=data) in error
+    assert "Traceback" not in done.text
+    assert 0 not in done.codes
+    assert done.seconds_to_stop < SECONDS_TO_STOP
+    assert done.left == []
+
+
+def test_debug_shows_the_stack_trace_and_stops_all_ranks_too(
+    config_file: Path, shards: Path, tmp_path: Path
+) -> None:
+    data = spoiled(shards, tmp_path / "data", ".jpg", b"<html>no</html>")
+    done = launch(
+        config_file, f"data.shards={data}", f"run_dir={tmp_path / 'run'}", "data.checksum=false", "--debug"
+    )
+    assert "Traceback (most recent call last)" in done.text
+    assert 'trainer/loop.py", line' in done.text
+    assert "ValueError: sample " in done.text
+    assert 0 not in done.codes
+    assert done.seconds_to_stop < SECONDS_TO_STOP
+    assert done.left == []
