@@ -43,7 +43,7 @@ def main() -> None:
             share,
             "",
             target,
-            target and share <= target,
+            None if target is None else share <= target,
             f"losses {blocks['loss']:.6f} and {plain['loss']:.6f}",
         ),
     }

@@ -181,8 +181,10 @@ def time(case: Case, function: Callable[..., Any], quick: bool) -> Timing:
     torch.cuda.synchronize()
     memory = torch.cuda.max_memory_allocated() - before
     milliseconds = {"warmup": 20, "rep": 100} if quick else {"warmup": 100, "rep": 1000}
-    medians = [do_bench(call, quantiles=[0.5], **milliseconds) / 1e3 for call in (forward, both)]
-    return Timing(*medians, float(memory))
+    only_forward, forward_and_backward = (
+        do_bench(call, quantiles=[0.5], **milliseconds) / 1e3 for call in (forward, both)
+    )
+    return Timing(only_forward, forward_and_backward, float(memory))
 
 
 def measure_ceilings() -> Ceilings:

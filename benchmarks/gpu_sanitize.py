@@ -86,7 +86,7 @@ def run_operations() -> None:
     """Every case forward and backward, untuned: each kernel's first configuration."""
     torch.use_deterministic_algorithms(True)
     # Filling memory would hide reads of what nobody has written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for dtype in (torch.float32, torch.bfloat16):
         for maker in MAKERS:
             for case in maker(BATCH, "cuda", dtype):
