@@ -83,7 +83,8 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
         timeout=datetime.timedelta(seconds=timeout_seconds),
         verbose=False,
     )
-    _drop_buffer_names()
+    if not on_gpu:
+        _drop_buffer_names()
     return Ranks(
         rank=dist.get_rank(),
         local_rank=local_rank,
