@@ -51,6 +51,8 @@ bench: $(VENV)/.installed
 # On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
 ## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-bytes, gpu-sanitize
 gpu: gpu-test bench-gpu gpu-bytes gpu-sanitize
+# They measure one card: never at the same time.
+.NOTPARALLEL: gpu
 
 gpu-found:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: no GPU here: nothing to test or measure')"

@@ -231,7 +231,7 @@ def resident_mib_from_here() -> float:
     What building took before (float32 weights, on their way to bfloat16) is not the step's.
     """
     # Some containers forbid it; then the peak counts building too.
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return peak_resident_mib()
 

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ print(load_protocol("scenes").name, segclip.load.__module__, segclip.__version__
 """
     where, values = clean_run(binaries / "python", "-c", program, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(binaries.parent)
-    assert values == "scenes segclip.models.checkpoint 0.1.0"
+    assert values == f"scenes segclip.models.checkpoint {version('segclip')}"
 
 
 @pytest.mark.parametrize("name", ["segclip-eval", "segclip-segment", "segclip-shards", "segclip-export"])

@@ -80,7 +80,7 @@ def launch() -> Launch:
     """Run a script on some ranks by ``deepspeed`` and return when all have ended."""
 
     def run(
-        script: Path, *arguments: object, ranks: int = 2, timeout: float = 300, port: int | None = None
+        script: Path, *arguments: object, ranks: int = 2, timeout: float = 900, port: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         binaries = Path(sys.executable).parent
         return subprocess.run(

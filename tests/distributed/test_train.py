@@ -29,12 +29,11 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     """Six steps at each stage in either precision, and six steps on one rank."""
     root = tmp_path_factory.mktemp("runs")
     two = [f"{root}/zero{stage}::zero.stage={stage}" for stage in range(4)]
-    two += [f"{root}/bf16-zero{stage}::zero.stage={stage}::train.precision=bf16" for stage in range(4)]
     two += [f"{root}/ring::loss.ring=true"]
-    done = launch(WORKER, config_file, *two)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    one = launch(WORKER, config_file, f"{root}/one", ranks=1)
-    assert one.returncode == 0, one.stdout[-3000:] + one.stderr[-3000:]
+    low = [f"{root}/bf16-zero{stage}::zero.stage={stage}::train.precision=bf16" for stage in range(4)]
+    for ranks, variants in ((2, two), (2, low), (1, [f"{root}/one"])):
+        done = launch(WORKER, config_file, *variants, ranks=ranks)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return root
 
 
@@ -45,6 +44,12 @@ def test_the_same_losses_at_every_stage_and_on_one_rank(runs: Path, run: str) ->
     for before, after in zip(expected, found, strict=True):
         for part in PARTS:
             assert after[part] == pytest.approx(before[part], rel=1e-5, abs=1e-6), (part, before["step"])
+
+
+def test_loss_ring_sends_features_around_the_ring(runs: Path) -> None:
+    """Its numbers are those of the other way, so they do not tell."""
+    assert int((runs / "ring" / "ring_passes").read_text()) >= 6
+    assert int((runs / "zero1" / "ring_passes").read_text()) == 0
 
 
 def test_losses_are_those_of_a_network_that_learns(runs: Path) -> None:
@@ -67,28 +72,26 @@ def test_bf16_stays_near_fp32_at_every_stage(runs: Path, stage: int) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "bf16-zero0", "bf16-zero1"])
 def test_resuming_in_the_middle_gives_the_same_next_losses(
-    launch: Launch, config_file: Path, runs: Path, tmp_path: Path, stage: int
+    launch: Launch, config_file: Path, runs: Path, tmp_path: Path, name: str
 ) -> None:
     """Publish only the checkpoint of step 3 and start the same command again; and again when all steps are made."""
     run = tmp_path / "run"
-    shutil.copytree(
-        runs / f"zero{stage}" / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003"
-    )
-    done = launch(WORKER, config_file, *[f"{run}::zero.stage={stage}"] * 2)
+    first, middle = runs / name, Path("checkpoints") / "step-00000003"
+    shutil.copytree(first / middle, run / middle)
+    settings = f"zero.stage={name[-1]}" + ("::train.precision=bf16" if name.startswith("bf16") else "")
+    done = launch(WORKER, config_file, *[f"{run}::{settings}"] * 2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"resuming from {run}/checkpoints/step-00000003 after step 3" in done.stdout
     assert f"resuming from {run}/checkpoints/step-00000006 after step 6" in done.stdout
     assert done.stdout.count("all 6 steps are made: nothing is trained, only exported and scored") == 1
-    expected, found = losses(runs / f"zero{stage}")[3:], losses(run)
+    expected, found = losses(first)[3:], losses(run)
     assert [row["step"] for row in found] == [4, 5, 6]
     for before, after in zip(expected, found, strict=True):
         for part in PARTS:
             assert after[part] == before[part], (part, before["step"])
-    weights, resumed = (
-        load_file(folder / "export" / "model.safetensors") for folder in (runs / f"zero{stage}", run)
-    )
+    weights, resumed = (load_file(folder / "export" / "model.safetensors") for folder in (first, run))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
@@ -110,4 +113,6 @@ def test_nothing_is_left_in_shared_memory(
     """DeepSpeed's buffers would stay, 66 MiB a rank, and pile up run after run."""
     done = launch(WORKER, config_file, f"{tmp_path}/run::train.steps=1", port=port)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    if "deepspeed_shm_comm_op built successfully" not in done.stdout + done.stderr:
+        pytest.skip("DeepSpeed's shared-memory collectives did not build here")
     assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))

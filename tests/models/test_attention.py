@@ -81,7 +81,7 @@ def test_the_plain_softmax_of_bfloat16_is_float32(monkeypatch) -> None:
         for each in (gradients(attend, torch.bfloat16), gradients(in_bfloat16, torch.bfloat16))
     )
     # Rounded weights go into the last product either way; the gradient of the scores needs them exact.
-    assert ours[0] <= rounded[0]
+    assert ours[0] <= 1.02 * rounded[0]
     assert ours[1] < 0.95 * rounded[1]
     assert ours[2] < 0.95 * rounded[2]
-    assert ours[3] <= rounded[3]
+    assert ours[3] <= 1.02 * rounded[3]

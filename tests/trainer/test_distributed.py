@@ -27,7 +27,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=300) for rank in ranks]
+    try:
+        outputs = [rank.communicate(timeout=300) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     printed = [dict[str, object]() for _ in ranks]
     for values, (output, _) in zip(printed, outputs, strict=True):
         for line in output.splitlines():
