@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,15 +76,20 @@ def launch(config: Path, *arguments: str, environment: dict[str, str] | None = N
         ]
         try:
             _wait(lambda: _has_failed(output), SECONDS_TO_FAIL)
-            stopped = _wait(lambda: all(rank.poll() is not None for rank in ranks), SECONDS_TO_STOP)
+            # Workers of a rank end some seconds after it, when they notice.
+            stopped = _wait(
+                lambda: all(rank.poll() is not None for rank in ranks) and not processes_with(mark),
+                SECONDS_TO_STOP,
+            )
             codes = [rank.poll() for rank in ranks]
             left = processes_with(mark)
         finally:
+            for number in processes_with(mark):
+                os.kill(number, signal.SIGKILL)
             for rank in ranks:
-                rank.kill()
                 rank.wait()
         output.seek(0)
-        return Outcome(output.read(), codes, stopped, left)
+        return Outcome(output.read(), codes, stopped, list(left.values()))
 
 
 def _wait(condition: Callable[[], bool], longest: float) -> float:
@@ -106,13 +112,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def processes_with(mark: str) -> list[str]:
-    """Command lines of the living processes that carry a mark."""
-    found = []
+def processes_with(mark: str) -> dict[int, str]:
+    """Command lines of the living processes that carry a mark, by number."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it has just ended, or is another user's
     return found
