@@ -142,7 +142,7 @@ def voc_folder(root: str | Path) -> Path:
     """``VOC2012`` folder under ``root``, which may also be ``VOCdevkit`` or ``VOC2012`` itself."""
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"data root {root} is not a folder")
+        raise ValueError(f"data root {root} is not a folder: give the one that holds VOCdevkit")
     for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if (folder / "JPEGImages").is_dir():
             return folder

@@ -25,7 +25,10 @@ def find_export(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: there is no such file or folder")
+        raise ValueError(
+            f"no checkpoint at {path}: there is no such file or folder; "
+            "give an export folder, the folder of a run, or a checkpoint file"
+        )
     for folder in (path, path / "export"):
         if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
             return folder

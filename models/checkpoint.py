@@ -7,6 +7,7 @@ code.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,8 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
     """A network from our export folder, a checkpoint file of the original or CLIP's weights, in evaluation mode.
 
     Args:
-        path: folder with ``model.safetensors`` and ``config.json``; or a file of the original: a released
+        path: folder with ``model.safetensors`` and ``config.json``, or that of a run which holds such a folder,
+            ``export``; or a file of the original: a released
             ``segclip.bin`` or a checkpoint that its training wrote (``pytorch_model.bin.N``), whose sizes are
             inferred from its tensors; or, where nothing of that name exists, what ``ModelConfig.init_from``
             takes, such as ``ViT-B-16/openai`` (see ``segclip.models.pretrained``). A network from CLIP is for
@@ -71,7 +73,8 @@ def load(path: str | Path, strict: bool = True, device: str | torch.device = "cp
     name, path = str(path), Path(path)
     card: dict[str, Any] = {}
     if path.is_dir():
-        config, card, tensors = _read_export(path)
+        of_run = path / "export"
+        config, card, tensors = _read_export(of_run if (of_run / WEIGHTS_FILE).is_file() else path)
     elif path.is_file():
         tensors, known = _read_released(path)
         config = known or infer_config(tensors)
@@ -139,13 +142,15 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
 
 def write_network(model: SegCLIP, folder: Path, card_fields: Mapping[str, Any] | None = None) -> None:
     """Write weights and configuration, as ``export`` does, and no model card."""
-    save_file(_plain_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     content = {
         "format": "segclip",
         "model": model.config.for_others().model_dump(mode="json"),
         "card": {**model.card, **(card_fields or {})},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(_plain_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors makes files that their owner alone can read.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def add_to_card(folder: str | Path, fields: Mapping[str, Any]) -> None:
@@ -247,7 +252,10 @@ def _read_export(folder: Path) -> tuple[ModelConfig, dict[str, Any], dict[str, T
 def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no export folder: it has no {name}")
+            raise FileNotFoundError(
+                f"{folder} is no export folder: it has no {name}; training writes one, export/, into its run folder, "
+                "and segclip-export makes one of any checkpoint"
+            )
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return ModelConfig.model_validate(content["model"]), dict(content.get("card") or {})

@@ -20,6 +20,11 @@ def check_images(images_BCHW: Tensor, config: ModelConfig, content: bool = True)
     Raises:
         ValueError: wrong rank, channels, type or size, no image at all, or values that are not finite.
     """
+    if not isinstance(images_BCHW, Tensor):
+        raise ValueError(
+            f"images must be a torch tensor [batch, 3, height, width], got {type(images_BCHW).__name__}: "
+            "use torch.from_numpy, or segclip.segment, which takes pictures"
+        )
     shape = list(images_BCHW.shape)
     if images_BCHW.ndim != 4 or shape[1] != 3:
         raise ValueError(f"images must be [batch, 3, height, width], got shape {shape}")

@@ -59,6 +59,21 @@ def test_export_and_load(model, folder) -> None:
     assert content["card"] == {"recipe": "tiny"}
 
 
+def test_load_takes_the_folder_of_a_run(model, tmp_path) -> None:
+    export(model, tmp_path / "run" / "export")
+    assert same(load(tmp_path / "run"), model)
+    with pytest.raises(
+        FileNotFoundError, match=r"no export folder: it has no model\.safetensors; training writes one"
+    ):
+        load(tmp_path)
+
+
+def test_whoever_may_read_the_configuration_may_read_the_weights(model, folder) -> None:
+    (folder / CONFIG_FILE).chmod(0o644)
+    export(model, folder)
+    assert (folder / WEIGHTS_FILE).stat().st_mode == (folder / CONFIG_FILE).stat().st_mode
+
+
 def _export_and_score(model, folder) -> None:
     export(model, folder)
     # As an export that tells the place, which earlier versions wrote.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -317,6 +318,10 @@ def test_drop_path_rates_and_factors(tiny_model) -> None:
         ({"images": torch.zeros(2, 3, 24, 25)}, "multiples of the patch size 6, got 24x25"),
         ({"images": torch.zeros(2, 3, 0, 24)}, "multiples of the patch size 6, got 0x24"),
         ({"images": torch.zeros(0, 3, 24, 24)}, "batch of 0"),
+        (
+            {"images": np.zeros((2, 3, 24, 24), np.uint8)},
+            "must be a torch tensor .*, got ndarray: use torch.from_numpy",
+        ),
         ({"images": torch.full((2, 3, 24, 24), float("nan"))}, r"not finite, in samples \[0, 1\]"),
         ({"tokens": torch.zeros(2, 8)}, r"int64 \[batch, words\], got torch.float32"),
         ({"tokens": torch.zeros(8, dtype=torch.int64)}, r"shape \[8\]"),
