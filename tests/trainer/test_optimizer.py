@@ -13,6 +13,14 @@ from segclip.trainer.config import load_run_config
 from segclip.trainer.optimizer import OptimizerConfig, freeze, frozen_parameters, parameter_groups
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+EMBEDDINGS = {
+    "vision.class_embedding",
+    "vision.positional_embedding",
+    "vision.patch_embed",
+    "vision.ln_pre",
+    "text.positional_embedding",
+    "text.token_embedding",
+}
 
 
 @pytest.fixture
@@ -67,25 +75,16 @@ def test_freezing_what_is_not_there_is_refused(model: SegCLIP) -> None:
 
 
 def test_the_freezing_rule_of_the_original_by_configuration(model: SegCLIP) -> None:
-    embeddings = {
-        "vision.class_embedding",
-        "vision.positional_embedding",
-        "vision.patch_embed",
-        "vision.ln_pre",
-        "text.positional_embedding",
-        "text.token_embedding",
-    }
-
     def frozen(**settings: Any) -> set[str]:
         return set(frozen_parameters(OptimizerConfig(lr=1, **settings), model.config))
 
     assert frozen() == set()
     assert frozen(freeze_layers=-1) == {"vision.positional_embedding", "vision.patch_embed"}
-    assert frozen(freeze_layers=0, frozen=("decoder",)) == {*embeddings, "decoder"}
+    assert frozen(freeze_layers=0, frozen=("decoder",)) == {*EMBEDDINGS, "decoder"}
     text = "text.transformer.resblocks.0"
-    assert frozen(freeze_layers=0, freeze_text_layers=1) == {*embeddings, text}
+    assert frozen(freeze_layers=0, freeze_text_layers=1) == {*EMBEDDINGS, text}
     blocks = {f"vision.patch_blocks.{number}" for number in range(2)} | {"vision.center_blocks.0", text}
-    assert frozen(freeze_layers=3) == embeddings | blocks
+    assert frozen(freeze_layers=3) == EMBEDDINGS | blocks
     freeze(model, tuple(frozen(freeze_layers=3)))
     assert not any(p.requires_grad for p in model.vision.center_blocks.parameters())
     assert model.vision.aggregation.centers.requires_grad
@@ -93,14 +92,7 @@ def test_the_freezing_rule_of_the_original_by_configuration(model: SegCLIP) -> N
 
 def test_the_papers_recipe_freezes_what_the_original_does_by_default() -> None:
     recipe = load_run_config(CONFIGS / "segclip_vit_b16.yaml")
-    assert set(frozen_parameters(recipe.optimizer, recipe.model)) == {
-        "vision.class_embedding",
-        "vision.positional_embedding",
-        "vision.patch_embed",
-        "vision.ln_pre",
-        "text.positional_embedding",
-        "text.token_embedding",
-    }
+    assert set(frozen_parameters(recipe.optimizer, recipe.model)) == EMBEDDINGS
 
 
 def test_the_papers_recipe_says_all_that_the_originals_command_decides() -> None:
