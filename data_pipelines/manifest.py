@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
 from segclip.data_pipelines.superpixels import SuperpixelMethod
@@ -41,6 +41,10 @@ class Manifest(BaseModel):
         default_factory=dict, description="What the set was made from, for people."
     )
     shards: tuple[ShardEntry, ...]
+
+    @field_serializer("superpixels")
+    def _only_what_counts(self, method: SuperpixelMethod | None) -> dict[str, Any] | None:
+        return None if method is None else method.parameters()
 
     @property
     def samples(self) -> int:
