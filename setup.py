@@ -41,6 +41,9 @@ setup(
         "numpy>=2",
         "rich>=13",
         "ftfy>=6.2",
+        # Tables of captions and ranges of shards; MLflow and webdataset bring them anyway.
+        "pyarrow>=15",
+        "braceexpand>=0.1.7",
     ],
     extras_require={
         # A source package that needs Cython below 3 and no build isolation: see the Makefile.
