@@ -10,6 +10,12 @@ import pytest
 from segclip.data_pipelines.processes import Tick, run_tasks
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes import the tasks of this file by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+
 def square(number: int, tick: Tick) -> int:
     for _ in range(number):
         tick()
