@@ -185,8 +185,8 @@ def test_a_damaged_unit_is_built_again(photos: Source, tmp_path: Path, damage: s
 def test_parts_and_merge_equal_one_build(photos: Source, tmp_path: Path) -> None:
     whole = build(tmp_path / "whole", photos)
     out = tmp_path / "set"
-    for part in (2, 0, 1):
-        build_set(str(out), photos, OPTIONS, part=(part, 3))
+    for part, records in ((2, 4), (0, 4 + 2), (1, 4)):
+        assert build_set(str(out), photos, OPTIONS, part=(part, 3)) == records
     assert not (out / "manifest.json").exists()
     merge_set(str(out))
     assert files_of(out) == whole
@@ -208,6 +208,16 @@ def test_another_plan_in_the_same_place_is_refused(photos: Source, tmp_path: Pat
     ):
         build_set(str(out), photos, other)
     fresh = build(tmp_path / "fresh", photos, other)
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_set(str(out), photos, other, overwrite=True, report=interrupt)
+    assert build_set(str(out), photos, other) == 14 - 4  # what is left of the old build does not count
+    merge_set(str(out))
+    assert files_of(out) == fresh
     assert build(out, photos, other, overwrite=True) == fresh
     (out / "build" / "plan.json").write_text("{")
     with pytest.raises(ValueError, match=r"plan.json is not readable"):
