@@ -48,6 +48,10 @@ setup(
         "pillow>=11,<14",
         "numpy>=2,<3",
         "rich>=13,<16",
+        "ftfy>=6.2,<7",
+        # Tables of captions and ranges of shards; MLflow and webdataset bring them anyway.
+        "pyarrow>=15,<25",
+        "braceexpand>=0.1.7,<0.2",
     ],
     extras_require={
         # A source package that needs Cython below 3 and no build isolation: see install.sh.

@@ -1,4 +1,4 @@
-"""``segclip-shards``: write, show, verify and upload shard sets."""
+"""``segclip-shards``: build, write, show, verify and upload shard sets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segclip.console import cli, progress
+from segclip.data_pipelines.build_cli import add_build_commands
 from segclip.data_pipelines.contact_sheet import contact_sheet
 from segclip.data_pipelines.manifest import read_manifest
 from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards, write_scene_voc
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segclip-shards", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
+    add_build_commands(commands)
     scenes = commands.add_parser("scenes", help="write training shards of generated captioned scenes")
     scenes.add_argument("--out", required=True, metavar="URL", help="folder or URL to write to")
     scenes.add_argument("--count", type=int, required=True, help="number of scenes")

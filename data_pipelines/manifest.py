@@ -6,14 +6,24 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 
-__all__ = ["MANIFEST", "Manifest", "ShardEntry", "check_shard", "describe", "parse_manifest", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "SHARD_PATH",
+    "Manifest",
+    "ShardEntry",
+    "check_shard",
+    "describe",
+    "parse_manifest",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.json"
+SHARD_PATH = r"^[A-Za-z0-9_+=,@~-][A-Za-z0-9_.+=,@~/-]*\.tar$"
 
 
 class ShardEntry(BaseModel):
@@ -21,7 +31,7 @@ class ShardEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(pattern=r"^[A-Za-z0-9_+=,@~-][A-Za-z0-9_.+=,@~/-]*\.tar$")
+    path: str = Field(pattern=SHARD_PATH)
     bytes: int = Field(ge=0)
     count: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -41,6 +51,10 @@ class Manifest(BaseModel):
         default_factory=dict, description="What the set was made from, for people."
     )
     shards: tuple[ShardEntry, ...]
+
+    @field_serializer("superpixels")
+    def _only_what_counts(self, method: SuperpixelMethod | None) -> dict[str, Any] | None:
+        return None if method is None else method.parameters()
 
     @property
     def samples(self) -> int:

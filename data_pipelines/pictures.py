@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-__all__ = ["PICTURE_EXTENSIONS", "decode_picture", "decode_png", "picture_size"]
+__all__ = [
+    "PICTURE_EXTENSIONS",
+    "decode_picture",
+    "decode_png",
+    "encode_jpeg",
+    "picture_kind",
+    "picture_size",
+]
 
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # The operators behind torchvision.io, called directly: from 0.29 on its Python functions warn at every call
@@ -46,6 +57,18 @@ def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
         else f"starts with {head[:8]!r}"
     )
     raise ValueError(f"it is no JPEG, PNG or WebP: it {kind}")
+
+
+def picture_kind(data: bytes | bytearray | memoryview) -> str:
+    """The extension that fits a picture whose size ``picture_size`` could tell: ``jpg``, ``png`` or ``webp``."""
+    return {0xFF: "jpg", 0x89: "png"}.get(data[0], "webp")
+
+
+def encode_jpeg(picture_HW3: NDArray[np.uint8], quality: int = 90) -> bytes:
+    """A picture, uint8 [H, W, 3], as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture_HW3).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def _jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from segclip.data_pipelines.manifest import Manifest, ShardEntry
+from segclip.data_pipelines.pictures import encode_jpeg
 from segclip.data_pipelines.png import encode_label_map
 from segclip.data_pipelines.scenes import CLASSES, DEFAULT_SIZE, Scene, draw_scenes, render
 from segclip.data_pipelines.shards import pack, write_set
@@ -25,7 +21,6 @@ __all__ = ["SCENE_SUPERPIXELS", "SceneSet", "write_scene_shards", "write_scene_v
 
 # Five rounds outline objects as well as ten: a map painted with the best label per region reaches 0.96 mean IoU.
 SCENE_SUPERPIXELS = SuperpixelMethod(method="slic", segments=12, compactness=40.0, iterations=5)
-JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -42,16 +37,10 @@ class SceneSet:
             raise ValueError(f"count is {self.count}: a set has at least one scene")
 
 
-def _jpeg(picture_HW3: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture_HW3).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
 def _members(scene: Scene, scenes: SceneSet) -> dict[str, bytes]:
     picture_HW3, _ = render(scene, scenes.size)
     members = {
-        "jpg": _jpeg(picture_HW3),
+        "jpg": encode_jpeg(picture_HW3),
         "txt": scene.caption.encode(),
         "json": json.dumps(scene.metadata()).encode(),
     }
@@ -104,7 +93,7 @@ def write_scene_voc(root: Path, scenes: SceneSet, report: Callable[[], None] = l
     def pairs() -> Any:
         for scene in draw_scenes(scenes.seed, 0, scenes.count):
             picture_HW3, labels_HW = render(scene, scenes.size)
-            yield f"scene_{scene.index:06d}", _jpeg(picture_HW3), labels_HW
+            yield f"scene_{scene.index:06d}", encode_jpeg(picture_HW3), labels_HW
             report()
 
     return write_voc(root, pairs(), classes=CLASSES, split="val")

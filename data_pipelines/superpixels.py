@@ -9,16 +9,17 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 __all__ = [
     "PatchLabelRule",
     "SuperpixelMethod",
     "compute_superpixels",
+    "method_from_text",
     "original_patch_labels",
     "patch_labels",
 ]
@@ -26,6 +27,8 @@ __all__ = [
 PatchLabelRule = Literal["vote", "mean"]
 MOST_SEGMENTS = 32767  # so that ids fit into int16
 DENSE_IDS = 512  # up to this many ids votes are counted in a table
+# fast-slic divides by the distance between seeds in whole pixels: on fewer pixels it kills the process (SIGFPE).
+LEAST_SIDE = 4
 
 
 class SuperpixelMethod(BaseModel):
@@ -33,7 +36,10 @@ class SuperpixelMethod(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["slic"] = Field(default="slic", description="Algorithm: SLIC as fast-slic implements it.")
+    method: Literal["slic", "felzenszwalb"] = Field(
+        default="slic",
+        description="SLIC as fast-slic implements it, or Felzenszwalb's graph cuts (the paper's; scikit-image).",
+    )
     segments: int = Field(
         default=12,
         ge=2,
@@ -53,6 +59,44 @@ class SuperpixelMethod(BaseModel):
         le=8,
         description="Compute on a picture smaller by this factor and enlarge the map by nearest.",
     )
+    scale: float = Field(default=224.0, gt=0, description="Felzenszwalb: higher makes larger regions.")
+    sigma: float = Field(default=0.9, ge=0, description="Felzenszwalb: blur before the cuts, in pixels.")
+    min_size: int = Field(default=224, ge=1, description="Felzenszwalb: smaller regions are merged.")
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields that count for the method chosen."""
+        names = {"slic": _OF_SLIC, "felzenszwalb": _OF_FELZENSZWALB}[self.method]
+        return {name: getattr(self, name) for name in ("method", *names, "shrink")}
+
+
+_OF_SLIC = ("segments", "compactness", "min_size_factor", "iterations")
+_OF_FELZENSZWALB = ("scale", "sigma", "min_size")
+# What may follow the name on a command line, in this order.
+_IN_TEXT = {"slic": ("segments", "compactness"), "felzenszwalb": _OF_FELZENSZWALB}
+
+
+def method_from_text(text: str) -> SuperpixelMethod | None:
+    """A method as command lines take it: ``slic:64``, ``slic:64,20``, ``felzenszwalb:224,0.9,224``; None for ``none``.
+
+    Raises:
+        ValueError: another name, or values that the method does not take.
+    """
+    if text == "none":
+        return None
+    name, colon, values = text.partition(":")
+    given = values.split(",") if colon else []
+    allowed = "slic:SEGMENTS[,COMPACTNESS], felzenszwalb:SCALE,SIGMA,MIN_SIZE or none"
+    if name not in _IN_TEXT or len(given) > len(_IN_TEXT[name]):
+        raise ValueError(f"superpixels {text!r} are not known: use {allowed}, such as slic:64")
+    fields = dict(zip(_IN_TEXT[name], given, strict=False))
+    try:
+        return SuperpixelMethod.model_validate({"method": name, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"superpixels {text!r}: {where} {first['input']!r} is not allowed ({first['msg']}): use {allowed}"
+        ) from error
 
 
 def compute_superpixels(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> NDArray[np.int16]:
@@ -64,7 +108,11 @@ def compute_superpixels(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod
 
     Returns:
         int16 [H, W], ids from 0.
+
+    Raises:
+        ValueError: the picture is too small for the method, or it falls into more regions than int16 numbers.
     """
+    solve = _felzenszwalb if method.method == "felzenszwalb" else _slic_of
     height, width = picture_HW3.shape[:2]
     if method.shrink > 1:
         # A box mean also takes out grain that would fray the borders of regions.
@@ -76,11 +124,34 @@ def compute_superpixels(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod
         cut = picture_HW3[: rows * method.shrink, : columns * method.shrink]
         blocks = cut.reshape(rows, method.shrink, columns, method.shrink, 3)
         small = np.ascontiguousarray(blocks.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8))
-        labels = _slic()(small, method)
+        labels = solve(small, method)
         row_of = np.minimum(np.arange(height) // method.shrink, rows - 1)
         column_of = np.minimum(np.arange(width) // method.shrink, columns - 1)
         return labels[row_of[:, None], column_of]
-    return _slic()(np.ascontiguousarray(picture_HW3), method)
+    return solve(np.ascontiguousarray(picture_HW3), method)
+
+
+def _slic_of(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> NDArray[np.int16]:
+    height, width = picture_HW3.shape[:2]
+    if min(height, width) < LEAST_SIDE or height * width < method.segments:
+        raise ValueError(
+            f"a picture of {width} x {height} pixels is too small for {method.segments} superpixels: it needs "
+            f"sides of at least {LEAST_SIDE} and a pixel for each"
+        )
+    return _slic()(picture_HW3, method)
+
+
+def _felzenszwalb(picture_HW3: NDArray[np.uint8], method: SuperpixelMethod) -> NDArray[np.int16]:
+    from skimage.segmentation import felzenszwalb
+
+    labels = felzenszwalb(picture_HW3, scale=method.scale, sigma=method.sigma, min_size=method.min_size)
+    regions = int(labels.max()) + 1
+    if regions > MOST_SEGMENTS:
+        raise ValueError(
+            f"Felzenszwalb cuts the picture into {regions} regions, more than {MOST_SEGMENTS}: raise min_size "
+            f"({method.min_size}) or scale ({method.scale:g}), or make the pictures smaller"
+        )
+    return np.asarray(labels, dtype=np.int16)
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
+    "LONGEST_NAME",
     "PICKLE_LIKE",
     "Member",
     "SampleIndex",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 BLOCK = 512
+LONGEST_NAME = 100  # of a member that is written, in bytes
 PICKLE_LIKE = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "joblib", "dill", "npy", "npz"})
 """Last parts of a member's extension that can carry code when decoded; such members are passed over
 unread."""
@@ -245,8 +247,8 @@ def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[Samp
 def header(name: str, length: int) -> bytes:
     """A ustar header that depends on nothing but name and length (no time, no owner): 512 bytes."""
     raw = name.encode()
-    if len(raw) > 100:
-        raise ValueError(f"member name {name!r} has {len(raw)} bytes: a shard takes at most 100")
+    if len(raw) > LONGEST_NAME:
+        raise ValueError(f"member name {name!r} has {len(raw)} bytes: a shard takes at most {LONGEST_NAME}")
     before = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % length + b"00000000000\0"
     after = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
     head = before + b" " * 8 + after

@@ -12,6 +12,7 @@ from segclip.data_pipelines.scenes import draw_scenes, render
 from segclip.data_pipelines.superpixels import (
     SuperpixelMethod,
     compute_superpixels,
+    method_from_text,
     original_patch_labels,
     patch_labels,
 )
@@ -103,3 +104,69 @@ def test_the_rule_of_the_original_is_kept_for_comparison() -> None:
     assert original_patch_labels(ids, np.array([0.3, 0.0, 0.7, 1.0]), 4, 2).tolist() == [[2, 4], [2, 4]]
     dot = original_patch_labels(ids, np.array([0.5, 0.5, 0.5, 0.5]), 8, 4)  # too small a crop: the whole
     assert dot.tolist() == whole.tolist()
+
+
+def test_felzenszwalb_is_that_of_scikit_image() -> None:
+    segmentation = pytest.importorskip("skimage.segmentation")
+    method = SuperpixelMethod(method="felzenszwalb", scale=60, sigma=0.7, min_size=30)
+    picture, _ = render(draw_scenes(2, 0, 1)[0])
+    expected = segmentation.felzenszwalb(picture, scale=60, sigma=0.7, min_size=30)
+    assert expected.max() > 3
+    np.testing.assert_array_equal(compute_superpixels(picture, method), expected)
+
+
+def test_more_regions_than_int16_numbers_are_refused() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (190, 190, 3), dtype=np.uint8)
+    method = SuperpixelMethod(method="felzenszwalb", scale=1e-6, sigma=0, min_size=1)
+    with pytest.raises(ValueError, match=r"regions, more than 32767: raise min_size \(1\)"):
+        compute_superpixels(noise, method)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 50), (2, 2), (3, 900), (7, 9)])
+def test_pictures_on_which_slic_would_kill_the_process_are_refused(height: int, width: int) -> None:
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=f"{width} x {height} pixels is too small for 64 superpixels"):
+        compute_superpixels(picture, SuperpixelMethod(segments=64))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 16), (4, 900), (16, 4), (8, 8)])
+def test_the_smallest_pictures_have_superpixels(height: int, width: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    assert compute_superpixels(picture, SuperpixelMethod(segments=64)).shape == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("slic:64", {"segments": 64, "compactness": 20.0}),
+        ("slic:9,3.5", {"segments": 9, "compactness": 3.5}),
+        ("slic", {"segments": 12}),
+        ("felzenszwalb:224,0.9,224", {"scale": 224.0, "sigma": 0.9, "min_size": 224}),
+        ("felzenszwalb:100", {"scale": 100.0, "min_size": 224}),
+    ],
+)
+def test_methods_are_read_from_text(text: str, parameters: dict[str, object]) -> None:
+    method = method_from_text(text)
+    assert method is not None
+    assert method.method == text.partition(":")[0]
+    assert parameters.items() <= method.parameters().items()
+    assert ("segments" in method.parameters()) == (method.method == "slic")
+    assert SuperpixelMethod(**method.parameters()) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slick:64", "superpixels 'slick:64' are not known: use slic:SEGMENTS"),
+        ("slic:1,2,3", "are not known"),
+        ("slic:many", "segments 'many' is not allowed"),
+        ("slic:", "segments '' is not allowed"),
+        ("slic:1", "segments '1' is not allowed"),
+        ("felzenszwalb:224,-1", "sigma '-1' is not allowed"),
+    ],
+)
+def test_methods_that_are_not_known_are_refused(text: str, message: str) -> None:
+    assert method_from_text("none") is None
+    with pytest.raises(ValueError, match=message) as caught:
+        method_from_text(text)
+    assert "\n" not in str(caught.value)
