@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from segclip.data_pipelines.errors import BadShard
 from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 
@@ -86,14 +87,16 @@ def read_manifest(source: str | Store) -> Manifest:
 
 
 def check_shard(entry: ShardEntry, content: bytes | bytearray, url: str, *, checksum: bool = True) -> None:
-    """Raise ``ValueError`` unless the bytes of a shard are those the manifest states."""
+    """Raise ``BadShard`` (a ``ValueError``) unless the bytes of a shard are those the manifest states."""
     if len(content) != entry.bytes:
-        raise ValueError(
+        raise BadShard(
+            "length",
             f"shard {url}/{entry.path} has {len(content)} bytes, the manifest states {entry.bytes}: "
-            "upload the shard again or rebuild the set"
+            "upload the shard again or rebuild the set",
         )
     if checksum and hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise ValueError(
+        raise BadShard(
+            "checksum",
             f"the content of shard {url}/{entry.path} does not match the manifest (SHA-256): "
-            "upload the shard again or rebuild the set"
+            "upload the shard again or rebuild the set",
         )
