@@ -127,6 +127,10 @@ class DataConfig(BaseModel):
     max_bad_shards: float = Field(
         default=0.02, ge=0, le=1, description="Share of shards that may be bad before a run is stopped."
     )
+    allow_pipe: bool = Field(
+        default=False,
+        description="Let shards be 'pipe:COMMAND {}', which runs a shell command for each object.",
+    )
     store: StoreConfig = StoreConfig()
     superpixels: SuperpixelConfig = SuperpixelConfig()
     caption_parts: CaptionParts = CaptionParts()

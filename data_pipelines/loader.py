@@ -289,10 +289,10 @@ def build_loader(
             f"batch_size={batch_size} must be at least 1, start_step={start_step} at least 0 and "
             f"rank={rank} below world_size={world_size}"
         )
-    manifest = read_manifest(config.shards)
+    manifest = read_manifest(config.shards, allow_pipe=config.allow_pipe)
     check_split(
         shards=len(manifest.shards), lanes=config.lanes, world_size=world_size, workers=config.workers
     )
     SampleMaker(config, patch_size=patch_size, seed=seed)  # sizes are checked here, before any worker starts
-    config = config.model_copy(update={"shards": normalise_url(config.shards)})
+    config = config.model_copy(update={"shards": normalise_url(config.shards, allow_pipe=config.allow_pipe)})
     return BatchStream(_Split(config, manifest, patch_size, rank, world_size, batch_size, seed, start_step))

@@ -76,14 +76,15 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     return manifest
 
 
-def read_manifest(source: str | Store) -> Manifest:
+def read_manifest(source: str | Store, *, allow_pipe: bool = False) -> Manifest:
     """The manifest of the shard set at a URL or in a store.
 
     Given a URL it is read so that this process may still fork workers (see ``store.read_before_fork``).
     """
     if isinstance(source, Store):
         return parse_manifest(bytes(source.get(MANIFEST)), f"{source.url}/{MANIFEST}")
-    return parse_manifest(read_before_fork(source, MANIFEST), f"{normalise_url(source)}/{MANIFEST}")
+    url = normalise_url(source, allow_pipe=allow_pipe)
+    return parse_manifest(read_before_fork(url, MANIFEST, allow_pipe=allow_pipe), f"{url}/{MANIFEST}")
 
 
 def check_shard(entry: ShardEntry, content: bytes | bytearray, url: str, *, checksum: bool = True) -> None:

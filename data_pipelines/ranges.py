@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import obstore
 
@@ -14,10 +14,10 @@ from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.retry import THROTTLED, Attempts, RetryPolicy, Throttle, cause_of
 
-__all__ = ["RangedReader", "reading_options", "recognise"]
+__all__ = ["ObjectReader", "RangedReader", "reading_options", "recognise"]
 
 # What arrives of a broken range is kept in pieces of this size.
-CHUNK = 1 << 20
+CHUNK = 256 << 10
 # Of a whole body whose length nobody has stated.
 WHOLE_SECONDS = 600.0
 # After so many whole bodies in place of ranges, a store is not asked for ranges any more.
@@ -46,6 +46,12 @@ def recognise(content: bytes | bytearray | memoryview, where: str) -> None:
             f"{where} is a web page and no data: check the URL, and whether a login page or a proxy answers "
             "in the store's place",
         )
+
+
+class ObjectReader(Protocol):
+    """Reads objects of one store by their path."""
+
+    def read(self, path: str, size: int | None = None) -> bytearray: ...
 
 
 class _Identity:

@@ -25,7 +25,9 @@ class ShardReader:
             ValueError: the store or the cache folder cannot be opened.
         """
         settings = config.store
-        self._store = open_store(config.shards, settings=settings, counters=counters)
+        self._store = open_store(
+            config.shards, settings=settings, counters=counters, allow_pipe=config.allow_pipe
+        )
         self._checksum = config.checksum
         self._counters = counters
         # Local files are as near as the cache would be.

@@ -28,7 +28,8 @@ import obstore.store
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
-from segclip.data_pipelines.ranges import RangedReader, reading_options, recognise
+from segclip.data_pipelines.pipes import PipeReader, check_pipe
+from segclip.data_pipelines.ranges import ObjectReader, RangedReader, reading_options, recognise
 from segclip.data_pipelines.retry import Throttle, cause_of
 
 __all__ = [
@@ -65,18 +66,22 @@ class Entry:
     size: int
 
 
-def normalise_url(url: str) -> str:
+def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
     """A URL for ``url``, which may also be a path of the local disk.
+
+    Args:
+        url: what the user gave.
+        allow_pipe: let ``pipe:COMMAND`` pass.
 
     Raises:
         ValueError: empty, or of a scheme that is not supported.
     """
     if not url:
         raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
+    if url.startswith("pipe:"):
+        return check_pipe(url, allow_pipe)
     scheme, separator, _ = url.partition("://")
     if not separator:
-        if url.startswith("pipe:"):
-            raise ValueError(f"pipe: URLs run shell commands and are refused: {url!r}")
         return Path(url).expanduser().absolute().as_uri()
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} of {url!r} is not supported: use one of {', '.join(SCHEMES)}")
@@ -106,13 +111,13 @@ class Store:
         url: where the objects lie.
         client: obstore's client for writing and listing, and for local files.
         counters: bytes read, retries by cause.
-        reader: reads objects of remote stores; None for local files.
+        reader: reads objects of remote stores and pipes; None for local files.
     """
 
     url: str
     client: Any
     counters: Counters = field(default_factory=Counters)
-    reader: RangedReader | None = None
+    reader: ObjectReader | None = None
 
     def get(self, path: str, size: int | None = None) -> bytearray:
         """The whole object, writable so that tensors can be views of it.
@@ -125,21 +130,30 @@ class Store:
         Raises:
             StoreError: it is missing, denied, out of reach, of another length, empty or a web page.
         """
-        content = self._call(lambda: self._read(path, size), path)
+        if isinstance(self.reader, PipeReader):
+            content = self.reader.read(path, size)
+        else:
+            content = self._call(lambda: self._read(path, size), path)
         if path.endswith(_DATA_ENDINGS):
             recognise(content, f"{self.url}/{path}")
         return content
 
     def put(self, path: str, content: bytes) -> None:
         """Write an object; on a local disk under a temporary name first."""
+        self._refuse_pipe()
         self._call(lambda: obstore.put(self.client, path, content), path)
 
     def list(self) -> Iterator[Entry]:
         """All objects below the URL, sorted by path."""
+        self._refuse_pipe()
         listed = self._call(lambda: [each for part in obstore.list(self.client) for each in part], "")
         yield from sorted(
             (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
         )
+
+    def _refuse_pipe(self) -> None:
+        if self.client is None:
+            raise ValueError(f"{self.url!r} can only be read from: give the URL of a store")
 
     def _read(self, path: str, size: int | None) -> bytearray:
         if self.reader is not None:
@@ -186,7 +200,12 @@ def _remedy(url: str) -> str:
 
 
 def open_store(
-    url: str, *, create: bool = False, settings: StoreConfig | None = None, counters: Counters | None = None
+    url: str,
+    *,
+    create: bool = False,
+    settings: StoreConfig | None = None,
+    counters: Counters | None = None,
+    allow_pipe: bool = False,
 ) -> Store:
     """The store at ``url`` (or at a local path).
 
@@ -195,12 +214,15 @@ def open_store(
         create: make a local folder that does not exist.
         settings: sizes and time limits of reading.
         counters: what reading adds to.
+        allow_pipe: let ``pipe:COMMAND {}`` run; such a store can only be read.
 
     Raises:
         ValueError: bad URL, or a local folder that does not exist.
     """
     settings, counters = settings or StoreConfig(), counters or Counters()
-    url = normalise_url(url)
+    url = normalise_url(url, allow_pipe=allow_pipe)
+    if url.startswith("pipe:"):
+        return Store(url, None, counters, PipeReader(url, counters))
     folder = local_path(url)
     if folder is not None:
         if create:
@@ -239,12 +261,14 @@ def _location(url: str, client: Any, path: str) -> str:
     return str(obstore.sign(client, "GET", path, expires_in=SIGNED_FOR))
 
 
-def read_before_fork(url: str, path: str) -> bytes:
+def read_before_fork(url: str, path: str, *, allow_pipe: bool = False) -> bytes:
     """One small object, read without starting the client in this process, which may go on to fork workers.
 
     Local files are read directly, others in a short-lived child.
     """
-    url = normalise_url(url)
+    url = normalise_url(url, allow_pipe=allow_pipe)
+    if url.startswith("pipe:"):
+        return bytes(PipeReader(url, Counters()).read(path))
     folder = local_path(url)
     if folder is not None:
         file = folder / path

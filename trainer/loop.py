@@ -52,7 +52,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
     stream = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
-    data = agreed(ranks, lambda: describe_data(config.data.shards) if ranks.is_first else None)
+    data = agreed(ranks, lambda: _describe(config) if ranks.is_first else None)
     engine = agreed(ranks, lambda: build_engine(config, ranks, resuming=latest is not None))
     state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
@@ -128,6 +128,10 @@ def check_resumable(config: RunConfig, checkpoint: Path) -> None:
             f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}); "
             "undo the change to resume, or give another run_dir to start anew"
         )
+
+
+def _describe(config: RunConfig) -> dict[str, Any]:
+    return describe_data(config.data.shards, allow_pipe=config.data.allow_pipe)
 
 
 def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> BatchStream:

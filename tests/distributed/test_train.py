@@ -89,3 +89,11 @@ def test_exports_agree_over_stages(runs: Path) -> None:
                 found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
             )
     assert json.loads((runs / "zero1" / "summary.json").read_text())["step"] == 6
+
+
+@pytest.mark.parametrize("run", ["zero1", "one"])
+def test_what_happened_to_the_data_is_summed_over_ranks(runs: Path, run: str) -> None:
+    rows = losses(runs / run)
+    assert [row["data/samples"] for row in rows] == [16.0 * step for step in range(1, 7)]
+    assert rows[-1]["data/store/bytes"] > 0
+    assert rows[-1]["data/bad_shards"] == 0
