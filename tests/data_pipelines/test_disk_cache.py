@@ -155,8 +155,8 @@ def test_a_kill_at_any_moment_leaves_a_cache_that_works(tmp_path: Path, where: s
     with process.stdout:
         assert process.stdout.readline() == b"here\n"
         counters, source = Counters(), Source()
-        cache = DiskCache(tmp_path, 2 * SIZE, counters)
-        # Another shard is not held up, and what is being written counts.
+        cache = DiskCache(tmp_path, 5 * SIZE // 2, counters)
+        # Another shard is not held up, and what is being written counts in full.
         assert source.get(cache, 1) == BODIES[1]
         assert source.get(cache, 2) == BODIES[2]
         assert len(held(tmp_path)) == (2 if where == "fetching" else 1)
