@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segclip.data_pipelines.superpixels import PatchLabelRule, SuperpixelMethod
 
-__all__ = ["CaptionParts", "DataConfig", "SuperpixelConfig"]
+__all__ = ["CaptionParts", "DataConfig", "StoreConfig", "SuperpixelConfig"]
 
 
 class SuperpixelConfig(SuperpixelMethod):
@@ -37,6 +39,41 @@ class CaptionParts(BaseModel):
     @property
     def chances(self) -> tuple[float, float, float]:
         return (self.full, self.object, self.ground)
+
+
+class StoreConfig(BaseModel):
+    """How objects are read from a store. Credentials are no part of it: they come from the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connections: int = Field(default=8, ge=1, description="Ranges each worker reads at a time.")
+    range_mib: int = Field(default=8, ge=1, description="Size of a range in MiB.")
+    connect_seconds: float = Field(default=5.0, gt=0, description="Longest wait for a connection.")
+    stall_seconds: float = Field(
+        default=10.0, gt=0, description="Longest wait for the first byte, and from one to the next."
+    )
+    min_rate_kib: int = Field(
+        default=256,
+        ge=1,
+        description="A range that comes more slowly than so many KiB/s is given up and asked for again.",
+    )
+    retries: int = Field(
+        default=10, ge=0, description="Attempts of a range that may fail in a row, after the first."
+    )
+    retry_seconds: float = Field(
+        default=180.0, gt=0, description="No attempt begins later than this after the last progress."
+    )
+    prefetch_mib: int = Field(
+        default=1024,
+        ge=0,
+        description="Shards are fetched ahead while those a worker holds stay within so many MiB.",
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder on a local disk that keeps shards for all workers of a node; null keeps none.",
+    )
+    cache_gib: float = Field(default=100.0, gt=0, description="Largest size of that folder in GiB.")
 
 
 class DataConfig(BaseModel):
@@ -75,6 +112,26 @@ class DataConfig(BaseModel):
     max_pixels: int = Field(
         default=100_000_000, ge=1, description="Pictures with more pixels are refused from their header."
     )
+    max_decompression: int = Field(
+        default=1000,
+        ge=1,
+        description="Pictures above 16 MiB of pixels are refused if that is more than so many times their file.",
+    )
+    on_error: Literal["raise", "quarantine"] = Field(
+        default="raise",
+        description="What is done about a bad sample or shard: stop, or put another sample in its place.",
+    )
+    max_bad_samples: float = Field(
+        default=0.01, ge=0, le=1, description="Share of samples that may be bad before a run is stopped."
+    )
+    max_bad_shards: float = Field(
+        default=0.02, ge=0, le=1, description="Share of shards that may be bad before a run is stopped."
+    )
+    allow_pipe: bool = Field(
+        default=False,
+        description="Let shards be 'pipe:COMMAND {}', which runs a shell command for each object.",
+    )
+    store: StoreConfig = StoreConfig()
     superpixels: SuperpixelConfig = SuperpixelConfig()
     caption_parts: CaptionParts = CaptionParts()
 

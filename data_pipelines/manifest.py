@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from segclip.data_pipelines.errors import BadShard
 from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 
@@ -89,25 +90,28 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     return manifest
 
 
-def read_manifest(source: str | Store) -> Manifest:
+def read_manifest(source: str | Store, *, allow_pipe: bool = False) -> Manifest:
     """The manifest of the shard set at a URL or in a store.
 
     Given a URL it is read so that this process may still fork workers (see ``store.read_before_fork``).
     """
     if isinstance(source, Store):
         return parse_manifest(bytes(source.get(MANIFEST)), f"{source.url}/{MANIFEST}")
-    return parse_manifest(read_before_fork(source, MANIFEST), f"{normalise_url(source)}/{MANIFEST}")
+    url = normalise_url(source, allow_pipe=allow_pipe)
+    return parse_manifest(read_before_fork(url, MANIFEST, allow_pipe=allow_pipe), f"{url}/{MANIFEST}")
 
 
 def check_shard(entry: ShardEntry, content: bytes | bytearray, url: str, *, checksum: bool = True) -> None:
-    """Raise ``ValueError`` unless the bytes of a shard are those the manifest states."""
+    """Raise ``BadShard`` (a ``ValueError``) unless the bytes of a shard are those the manifest states."""
     if len(content) != entry.bytes:
-        raise ValueError(
+        raise BadShard(
+            "length",
             f"shard {url}/{entry.path} has {len(content)} bytes, the manifest states {entry.bytes}: "
-            "upload the shard again or rebuild the set"
+            "upload the shard again or rebuild the set",
         )
     if checksum and hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise ValueError(
+        raise BadShard(
+            "checksum",
             f"the content of shard {url}/{entry.path} does not match the manifest (SHA-256): "
-            "upload the shard again or rebuild the set"
+            "upload the shard again or rebuild the set",
         )

@@ -12,8 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
+from segclip.data_pipelines.errors import DataError
+
 __all__ = [
     "PICTURE_EXTENSIONS",
+    "PictureError",
     "decode_picture",
     "decode_png",
     "encode_jpeg",
@@ -21,6 +24,8 @@ __all__ = [
     "picture_size",
 ]
 
+# Pixels that any file may unfold to, however small it is: a plain white PNG of 2300 x 2300.
+SMALL_PICTURE = 16 << 20
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # The operators behind torchvision.io, called directly: from 0.29 on its Python functions warn at every call
 # that torchcodec will replace them one day, which costs more than the call, and warnings are errors in our
@@ -31,11 +36,16 @@ _RGB, _UNCHANGED = ImageReadMode.RGB.value, ImageReadMode.UNCHANGED.value
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+class PictureError(DataError):
+    """A picture that is not decoded; causes: ``cut``, ``empty``, ``web_page``, ``unknown``, ``too_large``,
+    ``undecodable``."""
+
+
 def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
     """(height, width) from the header of a JPEG, PNG or WebP.
 
     Raises:
-        ValueError: none of the three, or a header that is cut.
+        PictureError: none of the three, or a header that is cut.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -47,16 +57,16 @@ def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return _webp_size(head)
     except (struct.error, IndexError) as error:
-        raise ValueError("its header is cut") from error
+        raise PictureError("cut", "its header is cut") from error
     head = bytes(data[:32])
-    kind = (
-        "is empty"
+    cause, kind = (
+        ("empty", "is empty")
         if not head
-        else "looks like a web page"
+        else ("web_page", "looks like a web page")
         if head.lstrip()[:1] == b"<"
-        else f"starts with {head[:8]!r}"
+        else ("unknown", f"starts with {head[:8]!r}")
     )
-    raise ValueError(f"it is no JPEG, PNG or WebP: it {kind}")
+    raise PictureError(cause, f"it is no JPEG, PNG or WebP: it {kind}")
 
 
 def picture_kind(data: bytes | bytearray | memoryview) -> str:
@@ -77,7 +87,7 @@ def _jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
         while data[offset + 1] == 0xFF:  # fill bytes before a marker
             offset += 1
         if data[offset] != 0xFF:
-            raise ValueError("its JPEG header is corrupt")
+            raise PictureError("cut", "its JPEG header is corrupt")
         if data[offset + 1] in _SIZE_MARKERS:
             height, width = struct.unpack_from(">HH", data, offset + 5)
             return height, width
@@ -101,28 +111,37 @@ def decode_png(data: Tensor) -> Tensor:
     return pixels
 
 
-def decode_picture(data: Tensor, view: memoryview, max_pixels: int) -> Tensor:
+def decode_picture(data: Tensor, view: memoryview, max_pixels: int, max_decompression: int = 1000) -> Tensor:
     """RGB pixels of an encoded picture.
 
     Args:
         data: uint8 [bytes], the file.
         view: the same bytes, for reading the header.
         max_pixels: a picture with more is refused before anything is decoded.
+        max_decompression: so is one, above 16 MiB of pixels, whose pixels take more than so many times its bytes.
 
     Returns:
         uint8 [3, H, W].
 
     Raises:
-        ValueError: the picture is too large, or does not decode.
+        PictureError: the picture is too large, or does not decode.
     """
     height, width = picture_size(view)
     if height * width > max_pixels:
-        raise ValueError(f"it has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
+        raise PictureError(
+            "too_large", f"it has {width} x {height} pixels, more than data.max_pixels={max_pixels}"
+        )
     if height * width == 0:
-        raise ValueError(f"its header states {width} x {height} pixels")
+        raise PictureError("cut", f"its header states {width} x {height} pixels")
+    if 3 * height * width > max(SMALL_PICTURE, max_decompression * len(view)):
+        raise PictureError(
+            "too_large",
+            f"its {len(view)} bytes unfold to {width} x {height} pixels, more than "
+            f"data.max_decompression={max_decompression} times as much",
+        )
     try:
         decode = _OPERATORS.decode_jpeg if view[0] == 0xFF else _OPERATORS.decode_image
         pixels: Tensor = decode(data, _RGB, False)
         return pixels
     except RuntimeError as error:
-        raise ValueError(f"it does not decode ({str(error).splitlines()[0]})") from error
+        raise PictureError("undecodable", f"it does not decode ({str(error).splitlines()[0]})") from error

@@ -45,14 +45,26 @@ def encode_label_map(labels_HW: NDArray[np.integer]) -> bytes:
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
-def decode_label_map(data: bytes | memoryview) -> NDArray[np.integer]:
+def decode_label_map(data: bytes | memoryview, shape: tuple[int, int] | None = None) -> NDArray[np.integer]:
     """The ids of a PNG label map: uint8 or uint16 [H, W].
 
+    Args:
+        data: the file.
+        shape: height and width it must have; a map of another size is refused from its header.
+
     Raises:
-        ValueError: the bytes are no PNG, or one with colour channels.
+        ValueError: the bytes are no PNG, one with colour channels, or one of another size.
     """
     if bytes(data[:8]) != _SIGNATURE:
         raise ValueError(f"a superpixel map must be a PNG; it starts with {bytes(data[:8])!r}")
+    if len(data) < _HEADER_END:
+        raise ValueError("the header of the superpixel map is cut")
+    w, h = struct.unpack(">II", data[16:24])
+    if shape is not None and (h, w) != shape:
+        height, width = shape
+        raise ValueError(
+            f"its superpixel map is {w} x {h} but its picture {width} x {height} pixels: compute the maps again"
+        )
     if bytes(data[24:29]) == _GREY_8 and bytes(data[_HEADER_END + 4 : _HEADER_END + 8]) == b"IDAT":
         fast = _decode_unfiltered(data)
         if fast is not None:

@@ -7,7 +7,7 @@ Shapes: B samples, H and W of the training picture, T tokens, L patches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,13 +19,14 @@ from torch.nn.functional import interpolate
 
 from segclip.data_pipelines.captions import caption_part, tokenizer
 from segclip.data_pipelines.config import DataConfig
-from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, decode_picture
+from segclip.data_pipelines.errors import BadSample
+from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, PictureError, decode_picture
 from segclip.data_pipelines.png import decode_label_map
 from segclip.data_pipelines.superpixels import compute_superpixels, patch_labels
 from segclip.data_pipelines.tar import SampleIndex, group_samples
 from segclip.keyed_random import Purpose, uniform_numpy
 
-__all__ = ["Batch", "Box", "SampleMaker", "Shard", "crop_box", "join_batches", "open_shard"]
+__all__ = ["Batch", "Box", "Replace", "SampleMaker", "Shard", "crop_box", "join_batches", "open_shard"]
 
 CROP_TRIES = 10
 _CROP_DRAWS = 2 * CROP_TRIES + 2
@@ -64,6 +65,11 @@ class Shard:
     data: Tensor
     view: memoryview
     samples: list[SampleIndex]
+
+
+Replace = Callable[[int, BadSample], tuple[Shard, int]]
+_NO_PICTURE = torch.empty((3, 0, 0), dtype=torch.uint8)
+_NO_MAP: NDArray[np.integer] = np.empty((0, 0), dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +133,25 @@ class SampleMaker:
         self.grid = (config.image_size // patch_size,) * 2
         self._tokenize = tokenizer(config.words)
 
-    def make(self, samples: Sequence[tuple[Shard, int]], positions: NDArray[np.int64]) -> Batch:
+    def make(
+        self,
+        samples: Sequence[tuple[Shard, int]],
+        positions: NDArray[np.int64],
+        replace: Replace | None = None,
+    ) -> Batch:
         """The batch of some samples, given by shard and index in the shard, at some positions of the stream.
 
+        Args:
+            samples: shard and index in it of each.
+            positions: int64 [B].
+            replace: given the number in the batch of a bad sample and what is wrong with it, names another to
+                take instead; without it a bad sample is an error.
+
         Raises:
-            ValueError: a sample lacks a member, its picture does not decode, or its caption is empty.
+            BadSample: a sample lacks a member, its picture does not decode, or its caption is empty.
         """
         config, size = self.config, self.config.image_size
-        # Stage by stage over the whole batch rather than sample by sample: that keeps each decoder's code and
-        # tables in cache and halves the time.
-        pictures = [self._picture(shard, shard.samples[index]) for shard, index in samples]
-        captions = [self._caption(shard, shard.samples[index]) for shard, index in samples]
-        maps = [
-            self._superpixels(shard, shard.samples[index], picture_CHW)
-            for (shard, index), picture_CHW in zip(samples, pictures, strict=True)
-        ]
+        captions, pictures, maps = self._decoded(list(samples), replace)
         crops = uniform_numpy(self.seed, Purpose.CROP, positions, _CROP_DRAWS).tolist()
         boxes = [
             crop_box(picture_CHW.shape[1], picture_CHW.shape[2], config.crop_scale, config.crop_ratio, draws)
@@ -169,6 +179,46 @@ class SampleMaker:
             torch.from_numpy(np.asarray(positions, dtype=np.int64)),
         )
 
+    def _decoded(
+        self, samples: list[tuple[Shard, int]], replace: Replace | None
+    ) -> tuple[list[str], list[Tensor], list[NDArray[np.integer]]]:
+        """Captions, pictures and superpixel maps of a batch."""
+        # Stage by stage over the whole batch rather than sample by sample: that keeps each decoder's code and
+        # tables in cache and halves the time. What is bad is left empty, and filled one by one.
+        bad: dict[int, BadSample] = {}
+        captions, pictures, maps = [""] * len(samples), [_NO_PICTURE] * len(samples), [_NO_MAP] * len(samples)
+
+        def caption(b: int, shard: Shard, sample: SampleIndex) -> None:
+            captions[b] = self._caption(shard, sample)
+
+        def picture(b: int, shard: Shard, sample: SampleIndex) -> None:
+            pictures[b] = self._picture(shard, sample)
+
+        def superpixels(b: int, shard: Shard, sample: SampleIndex) -> None:
+            maps[b] = self._superpixels(shard, sample, pictures[b])
+
+        stages = (caption, picture, superpixels)
+        for stage in stages:
+            for b, (shard, index) in enumerate(samples):
+                if b in bad:
+                    continue
+                try:
+                    stage(b, shard, shard.samples[index])
+                except BadSample as error:
+                    if replace is None:
+                        raise
+                    bad[b] = error
+        for b in sorted(bad):
+            while b in bad:
+                assert replace is not None
+                shard, index = replace(b, bad.pop(b))
+                try:
+                    for stage in stages:
+                        stage(b, shard, shard.samples[index])
+                except BadSample as error:
+                    bad[b] = error
+        return captions, pictures, maps
+
     def _picture(self, shard: Shard, sample: SampleIndex) -> Tensor:
         """Decoded picture of a sample: uint8 [3, H, W]."""
         for extension in PICTURE_EXTENSIONS:
@@ -176,44 +226,45 @@ class SampleMaker:
                 start, end = sample.members[extension]
                 try:
                     return decode_picture(
-                        shard.data[start:end], shard.view[start:end], self.config.max_pixels
+                        shard.data[start:end],
+                        shard.view[start:end],
+                        self.config.max_pixels,
+                        self.config.max_decompression,
                     )
-                except ValueError as error:
-                    raise _bad(
-                        shard, sample, f"the picture .{extension} is bad: {error}; repair or remove it"
-                    ) from error
+                except PictureError as error:
+                    what = f"the picture .{extension} is bad: {error}; repair or remove it"
+                    raise _bad(shard, sample, f"picture_{error.cause}", what) from error
         allowed = ", ".join("." + extension for extension in PICTURE_EXTENSIONS)
         held = ", ".join(sample.members) or "none"
-        raise _bad(shard, sample, f"it has no picture (members: {held}): needs one of {allowed}")
+        what = f"it has no picture (members: {held}): needs one of {allowed}"
+        raise _bad(shard, sample, "picture_missing", what)
 
     def _superpixels(self, shard: Shard, sample: SampleIndex, picture_CHW: Tensor) -> NDArray[np.integer]:
         """Stored or computed superpixel ids of a picture: [H, W]."""
         place = sample.members.get(SUPERPIXELS)
-        if place is None:
-            return compute_superpixels(picture_CHW.permute(1, 2, 0).numpy(), self.config.superpixels)
+        _, height, width = picture_CHW.shape
         try:
-            map_HW = decode_label_map(shard.view[place[0] : place[1]])
+            if place is None:
+                return compute_superpixels(picture_CHW.permute(1, 2, 0).numpy(), self.config.superpixels)
+            return decode_label_map(shard.view[place[0] : place[1]], (height, width))
         except ValueError as error:
-            raise _bad(shard, sample, str(error)) from error
-        if map_HW.shape != picture_CHW.shape[1:]:
-            (h, w), (height, width) = map_HW.shape, picture_CHW.shape[1:]
-            what = f"its superpixel map is {w} x {h} but its picture {width} x {height} pixels"
-            raise _bad(shard, sample, f"{what}: compute the maps again")
-        return map_HW
+            raise _bad(shard, sample, "superpixels", str(error)) from error
 
     def _caption(self, shard: Shard, sample: SampleIndex) -> str:
         """Whole caption of a sample."""
         place = sample.members.get("txt")
         if place is None:
-            raise _bad(shard, sample, "it has no caption: needs a member .txt")
+            raise _bad(shard, sample, "caption_missing", "it has no caption: needs a member .txt")
         caption = str(shard.view[place[0] : place[1]], "utf-8", "replace").strip()
         if not caption:
-            raise _bad(shard, sample, "its caption is empty: write a text or remove the sample")
+            raise _bad(
+                shard, sample, "caption_empty", "its caption is empty: write a text or remove the sample"
+            )
         return caption
 
 
-def _bad(shard: Shard, sample: SampleIndex, what: str) -> ValueError:
-    return ValueError(f"sample {sample.key!r} of shard {shard.name}: {what}")
+def _bad(shard: Shard, sample: SampleIndex, cause: str, what: str) -> BadSample:
+    return BadSample(cause, f"sample {sample.key!r} of shard {shard.name}: {what}")
 
 
 def _resize(picture_CHW: Tensor, box: Box, size: int) -> Tensor:

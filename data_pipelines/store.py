@@ -1,5 +1,7 @@
 """Object stores by URL: ``file://``, ``s3://`` and what else obstore knows, with retries and timeouts.
 
+Objects of remote stores are read in parallel ranges (see ``ranges``).
+
 Credentials and endpoints come from the standard environment variables (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, ...) and from nowhere else: they are never part of a configuration.
 
@@ -13,15 +15,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import obstore
 import obstore.store
+
+from segclip.data_pipelines.config import StoreConfig
+from segclip.data_pipelines.counters import Counters
+from segclip.data_pipelines.errors import StoreError
+from segclip.data_pipelines.pipes import PipeReader, check_pipe
+from segclip.data_pipelines.ranges import ObjectReader, RangedReader, reading_options, recognise
+from segclip.data_pipelines.retry import Throttle, cause_of
 
 __all__ = [
     "SCHEMES",
@@ -35,14 +44,15 @@ __all__ = [
 ]
 
 SCHEMES = ("file", "s3", "gs", "az", "https", "http")
-CONNECT_TIMEOUT = timedelta(seconds=3)
-# A whole request, body included; a shard of 100 MB may come slowly.
+# Of writing and listing, which obstore itself retries: a whole request, body included.
 REQUEST_TIMEOUT = timedelta(seconds=120)
+WRITE_RETRIES = 6
 # Of a manifest: an endpoint that is down, or up and silent, is given up within ten seconds.
-SMALL_REQUEST_TIMEOUT = timedelta(seconds=4)
-RETRIES = 6
-# No retry begins later than this after the first attempt.
-RETRY_TIMEOUT = timedelta(seconds=5)
+SMALL = StoreConfig(connect_seconds=3, stall_seconds=4, retries=6, retry_seconds=5)
+# How long the signed URL may be used that asks a busy server how long to wait.
+SIGNED_FOR = timedelta(seconds=60)
+# Objects that are data and never text with tags.
+_DATA_ENDINGS = (".tar", ".json", ".parquet")
 
 T = TypeVar("T")
 _client_pid: int | None = None
@@ -56,18 +66,22 @@ class Entry:
     size: int
 
 
-def normalise_url(url: str) -> str:
+def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
     """A URL for ``url``, which may also be a path of the local disk.
+
+    Args:
+        url: what the user gave.
+        allow_pipe: let ``pipe:COMMAND`` pass.
 
     Raises:
         ValueError: empty, or of a scheme that is not supported.
     """
     if not url:
         raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
+    if url.startswith("pipe:"):
+        return check_pipe(url, allow_pipe)
     scheme, separator, _ = url.partition("://")
     if not separator:
-        if url.startswith("pipe:"):
-            raise ValueError(f"pipe: URLs run shell commands and are refused: {url!r}")
         return Path(url).expanduser().absolute().as_uri()
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} of {url!r} is not supported: use one of {', '.join(SCHEMES)}")
@@ -90,26 +104,63 @@ def client_started() -> bool:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of objects behind a URL. Every failure is a ``ValueError`` that names URL and remedy."""
+    """A folder of objects behind a URL. Every failure is a ``StoreError`` (a ``ValueError``) that names URL and
+    remedy.
+
+    Attributes:
+        url: where the objects lie.
+        client: obstore's client for writing and listing, and for local files.
+        counters: bytes read, retries by cause.
+        reader: reads objects of remote stores and pipes; None for local files.
+    """
 
     url: str
     client: Any
+    counters: Counters = field(default_factory=Counters)
+    reader: ObjectReader | None = None
 
-    def get(self, path: str) -> bytearray:
-        """The whole object, writable so that tensors can be views of it."""
-        content = self._call(lambda: obstore.get(self.client, path).bytes(), path)
-        return bytearray(content)
+    def get(self, path: str, size: int | None = None) -> bytearray:
+        """The whole object, writable so that tensors can be views of it.
+
+        Args:
+            path: below the store's URL.
+            size: its length in bytes where that is known; one request less is needed then, and another length
+                is an error.
+
+        Raises:
+            StoreError: it is missing, denied, out of reach, of another length, empty or a web page.
+        """
+        if isinstance(self.reader, PipeReader):
+            content = self.reader.read(path, size)
+        else:
+            content = self._call(lambda: self._read(path, size), path)
+        if path.endswith(_DATA_ENDINGS):
+            recognise(content, f"{self.url}/{path}")
+        return content
 
     def put(self, path: str, content: bytes) -> None:
         """Write an object; on a local disk under a temporary name first."""
+        self._refuse_pipe()
         self._call(lambda: obstore.put(self.client, path, content), path)
 
     def list(self) -> Iterator[Entry]:
         """All objects below the URL, sorted by path."""
+        self._refuse_pipe()
         listed = self._call(lambda: [each for part in obstore.list(self.client) for each in part], "")
         yield from sorted(
             (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
         )
+
+    def _refuse_pipe(self) -> None:
+        if self.client is None:
+            raise ValueError(f"{self.url!r} can only be read from: give the URL of a store")
+
+    def _read(self, path: str, size: int | None) -> bytearray:
+        if self.reader is not None:
+            return self.reader.read(path, size)
+        content = bytearray(obstore.get(self.client, path).bytes())
+        self.counters.add("store/bytes", len(content))
+        return content
 
     def _call(self, action: Callable[[], T], path: str) -> T:
         global _client_pid
@@ -121,14 +172,15 @@ class Store:
         where = f"{self.url}/{path}".rstrip("/")
         try:
             return action()
-        except FileNotFoundError as error:
-            raise ValueError(f"{where} does not exist: check the data URL") from error
-        except PermissionError as error:
-            raise ValueError(
-                f"access to {where} is denied: check its permissions and the credentials"
-            ) from error
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise ValueError(f"{where} cannot be reached: {_short(error)}. {_remedy(self.url)}") from error
+            cause = cause_of(error)
+            if cause == "missing":
+                raise StoreError(cause, f"{where} does not exist: check the data URL") from error
+            if cause == "denied":
+                message = f"access to {where} is denied: check its permissions and the credentials"
+                raise StoreError(cause, message) from error
+            message = f"{where} cannot be reached: {_short(error)}. {_remedy(self.url)}"
+            raise StoreError(cause, message) from error
 
 
 def _short(error: BaseException) -> str:
@@ -147,18 +199,30 @@ def _remedy(url: str) -> str:
     return "Check the URL, the network and the credentials in the environment"
 
 
-def open_store(url: str, *, create: bool = False, timeout: timedelta = REQUEST_TIMEOUT) -> Store:
+def open_store(
+    url: str,
+    *,
+    create: bool = False,
+    settings: StoreConfig | None = None,
+    counters: Counters | None = None,
+    allow_pipe: bool = False,
+) -> Store:
     """The store at ``url`` (or at a local path).
 
     Args:
         url: where the objects lie.
         create: make a local folder that does not exist.
-        timeout: longest time of one request.
+        settings: sizes and time limits of reading.
+        counters: what reading adds to.
+        allow_pipe: let ``pipe:COMMAND {}`` run; such a store can only be read.
 
     Raises:
         ValueError: bad URL, or a local folder that does not exist.
     """
-    url = normalise_url(url)
+    settings, counters = settings or StoreConfig(), counters or Counters()
+    url = normalise_url(url, allow_pipe=allow_pipe)
+    if url.startswith("pipe:"):
+        return Store(url, None, counters, PipeReader(url, counters))
     folder = local_path(url)
     if folder is not None:
         if create:
@@ -167,25 +231,44 @@ def open_store(url: str, *, create: bool = False, timeout: timedelta = REQUEST_T
             raise ValueError(
                 f"the data folder {folder} does not exist: check the path, or write shards to it first"
             )
-        return Store(url, obstore.store.LocalStore(str(folder)))
-    options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "timeout": timeout}
+        return Store(url, obstore.store.LocalStore(str(folder)), counters)
+    connect = {"connect_timeout": timedelta(seconds=settings.connect_seconds)}
+    client = _client(url, {**connect, "timeout": REQUEST_TIMEOUT}, WRITE_RETRIES, settings.retry_seconds)
+    ranges, whole = (
+        _client(url, reading_options(settings, size), 0, settings.retry_seconds)
+        for size in (settings.range_mib << 20, None)
+    )
+    throttle = Throttle(lambda path: _location(url, client, path), settings.stall_seconds)
+    return Store(url, client, counters, RangedReader(ranges, whole, url, settings, counters, throttle))
+
+
+def _client(url: str, options: dict[str, Any], retries: int, retry_seconds: float) -> Any:
+    """obstore's client for a remote URL."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     if url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://")):
-        options["allow_http"] = True
-    retry: Any = {"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT}
+        options = {**options, "allow_http": True}
+    retry: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=retry_seconds)}
     try:
-        client = obstore.store.from_url(url, client_options=cast(Any, options), retry_config=retry)
+        return obstore.store.from_url(url, client_options=cast(Any, options), retry_config=retry)
     except (obstore.exceptions.BaseError, ValueError) as error:
         raise ValueError(f"{url} cannot be opened: {_short(error)}. {_remedy(url)}") from error
-    return Store(url, client)
 
 
-def read_before_fork(url: str, path: str) -> bytes:
+def _location(url: str, client: Any, path: str) -> str:
+    """An HTTP URL of an object, signed where the store wants that. It is a secret: never show it."""
+    if url.startswith("http"):
+        return f"{url}/{quote(path)}"
+    return str(obstore.sign(client, "GET", path, expires_in=SIGNED_FOR))
+
+
+def read_before_fork(url: str, path: str, *, allow_pipe: bool = False) -> bytes:
     """One small object, read without starting the client in this process, which may go on to fork workers.
 
     Local files are read directly, others in a short-lived child.
     """
-    url = normalise_url(url)
+    url = normalise_url(url, allow_pipe=allow_pipe)
+    if url.startswith("pipe:"):
+        return bytes(PipeReader(url, Counters()).read(path))
     folder = local_path(url)
     if folder is not None:
         file = folder / path
@@ -193,7 +276,7 @@ def read_before_fork(url: str, path: str) -> bytes:
             raise ValueError(f"{file} does not exist: check the data path, or write shards there first")
         return file.read_bytes()
     if client_started():
-        return bytes(open_store(url, timeout=SMALL_REQUEST_TIMEOUT).get(path))
+        return bytes(open_store(url, settings=SMALL).get(path))
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_read_into, args=(url, path, sender), daemon=True)
@@ -213,7 +296,7 @@ def read_before_fork(url: str, path: str) -> bytes:
 
 def _read_into(url: str, path: str, sender: Connection) -> None:
     try:
-        sender.send(bytes(open_store(url, timeout=SMALL_REQUEST_TIMEOUT).get(path)))
+        sender.send(bytes(open_store(url, settings=SMALL).get(path)))
     except ValueError as error:
         sender.send(str(error))
 

@@ -55,9 +55,9 @@ def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:
     }
 
 
-def describe_data(url: str) -> dict[str, Any]:
+def describe_data(url: str, *, allow_pipe: bool = False) -> dict[str, Any]:
     """Name and size of a shard set, and the SHA-256 of its manifest, which in turn holds that of every shard."""
-    content = read_before_fork(url, MANIFEST)
+    content = read_before_fork(url, MANIFEST, allow_pipe=allow_pipe)
     return {
         "name": url.rstrip("/").rpartition("/")[2],
         "samples": parse_manifest(content, url).samples,

@@ -7,7 +7,6 @@ import logging
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import torch.distributed as dist
 import yaml
 
 from segclip.console import UserError
-from segclip.data_pipelines.loader import build_loader
-from segclip.data_pipelines.samples import Batch
+from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
 from segclip.models.config import ModelConfig
 from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, save_checkpoint
 from segclip.trainer.config import RunConfig, flatten, save_run_config
+from segclip.trainer.data_counts import check_data, data_counts
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
@@ -52,8 +51,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     if ranks.device.type == "cpu":
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
-    batches_from = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
-    data = agreed(ranks, lambda: describe_data(config.data.shards) if ranks.is_first else None)
+    stream = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
+    data = agreed(ranks, lambda: _describe(config) if ranks.is_first else None)
     engine = agreed(ranks, lambda: build_engine(config, ranks, resuming=latest is not None))
     state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
@@ -70,7 +69,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     status = "FAILED"
     try:
         begin = time.perf_counter()
-        _run_steps(config, ranks, engine, batches_from, first_step, tracker, config_yaml, data)
+        _run_steps(config, ranks, engine, stream, first_step, tracker, config_yaml, data)
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
@@ -131,17 +130,19 @@ def check_resumable(config: RunConfig, checkpoint: Path) -> None:
         )
 
 
-def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> Iterator[Batch]:
-    return iter(
-        build_loader(
-            config.data,
-            patch_size=config.model.patch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            batch_size=config.train.global_batch // ranks.world_size,
-            seed=config.seed,
-            start_step=start_step,
-        )
+def _describe(config: RunConfig) -> dict[str, Any]:
+    return describe_data(config.data.shards, allow_pipe=config.data.allow_pipe)
+
+
+def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> BatchStream:
+    return build_loader(
+        config.data,
+        patch_size=config.model.patch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        batch_size=config.train.global_batch // ranks.world_size,
+        seed=config.seed,
+        start_step=start_step,
     )
 
 
@@ -149,7 +150,7 @@ def _run_steps(
     config: RunConfig,
     ranks: Ranks,
     engine: Any,
-    batches: Iterator[Batch],
+    stream: BatchStream,
     first_step: int,
     tracker: Tracker | None,
     config_yaml: str,
@@ -158,6 +159,7 @@ def _run_steps(
     steps = config.train.steps
     line = ProgressLine(first_step, steps, config.train.global_batch)
     waited = 0.0
+    batches = iter(stream)
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
         begin = time.perf_counter()
@@ -169,6 +171,9 @@ def _run_steps(
             metrics |= line.rates(step) | _memory(ranks)
             metrics["data_wait_seconds"] = waited
             waited = 0.0
+            counts, bad_shards = data_counts(stream, ranks)
+            metrics |= {f"data/{name}": float(count) for name, count in counts.items()}
+            metrics["data/bad_shards"] = float(len(bad_shards))
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
                 with open(Path(config.run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -176,6 +181,7 @@ def _run_steps(
             if tracker is not None:
                 tracker.metrics(metrics, step)
             _check_finite(metrics, step, config.run_dir)
+            check_data(config.data, stream, counts, bad_shards, ranks)
         if step % config.checkpoint.every == 0 or step == steps:
             run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
             state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit(), data)

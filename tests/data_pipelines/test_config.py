@@ -21,6 +21,10 @@ def test_defaults_are_the_papers_crop_and_whole_captions() -> None:
         ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio is"),
         ({"wrkers": 2}, "wrkers"),
         ({"workers": "many"}, "workers"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"max_bad_samples": 1.5}, "max_bad_samples"),
+        ({"store": {"range_mib": 0}}, "range_mib"),
+        ({"store": {"secret_access_key": "x"}}, "secret_access_key"),
         ({"superpixels": {"patch_label": "median"}}, "patch_label"),
     ],
 )

@@ -117,6 +117,8 @@ try:
     take(bad, 30)
 except ValueError as error:
     messages.append(str(error))
+tolerant = bad.model_copy(update={"on_error": "quarantine", "max_bad_samples": 1.0, "workers": 3})
+spared = take(tolerant, 10)
 assert not client_started()
 alone = take(config, 11)
 for (w, s), taken in several.items():
@@ -124,6 +126,9 @@ for (w, s), taken in several.items():
         for name in ("images", "tokens", "caption_tokens", "superpixels", "positions"):
             assert torch.equal(getattr(one, name), getattr(other, name)), (w, s, name)
         assert one.captions == other.captions
+for one, other in zip(spared, take(tolerant.model_copy(update={"workers": 0}), 10), strict=True):
+    assert torch.equal(one.images, other.images)
+    assert one.captions == other.captions
 print(json.dumps(messages))
 """
 

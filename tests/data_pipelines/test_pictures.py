@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segclip.data_pipelines.pictures import decode_picture, picture_size
+from segclip.data_pipelines.pictures import PictureError, decode_picture, picture_size
 
 
 def encoded(kind: str, size: tuple[int, int] = (37, 21), mode: str = "RGB", **options: object) -> bytes:
@@ -47,6 +47,20 @@ def test_a_small_file_with_huge_pixels_is_refused_unread() -> None:
     assert len(buffer.getvalue()) < 60_000
     with pytest.raises(ValueError, match=r"14000 x 14000 pixels, more than data.max_pixels=1000000"):
         decode(buffer.getvalue())
+
+
+def test_a_small_file_that_unfolds_to_much_is_refused_unread() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    assert len(data) < 30_000
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    with pytest.raises(
+        PictureError, match=r"3000 x 3000 pixels, more than data.max_decompression=500"
+    ) as caught:
+        decode_picture(tensor, memoryview(data), 10_000_000, 500)
+    assert caught.value.cause == "too_large"
+    assert decode_picture(tensor, memoryview(data), 10_000_000, 5000).shape == (3, 3000, 3000)
 
 
 @pytest.mark.parametrize(

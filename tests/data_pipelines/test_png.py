@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -38,3 +39,15 @@ def test_what_is_no_map_is_refused() -> None:
             decode_label_map(data[:cut])
     with pytest.raises(ValueError, match=r"keeps 0 .. 65535"):
         encode_label_map(np.full((2, 2), 70000))
+
+
+def test_a_map_of_another_size_is_refused_from_its_header() -> None:
+    """A bomb: a few kilobytes that would unfold to 400 MB."""
+    data = bytearray(encode_label_map(np.zeros((30, 40), dtype=int)))
+    data[16:24] = struct.pack(">II", 20000, 20000)
+    with pytest.raises(
+        ValueError, match="its superpixel map is 20000 x 20000 but its picture 40 x 30 pixels"
+    ):
+        decode_label_map(bytes(data), (30, 40))
+    good = encode_label_map(np.ones((30, 40), dtype=int))
+    assert decode_label_map(good, (30, 40)).shape == (30, 40)

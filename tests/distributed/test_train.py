@@ -116,3 +116,11 @@ def test_nothing_is_left_in_shared_memory(
     if "deepspeed_shm_comm_op built successfully" not in done.stdout + done.stderr:
         pytest.skip("DeepSpeed's shared-memory collectives did not build here")
     assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+
+
+@pytest.mark.parametrize("run", ["zero1", "one"])
+def test_what_happened_to_the_data_is_summed_over_ranks(runs: Path, run: str) -> None:
+    rows = losses(runs / run)
+    assert [row["data/samples"] for row in rows] == [16.0 * step for step in range(1, 7)]
+    assert rows[-1]["data/store/bytes"] > 0
+    assert rows[-1]["data/bad_shards"] == 0
