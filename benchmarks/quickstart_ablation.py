@@ -98,6 +98,7 @@ def main() -> None:
 
 def is_done(run_dir: Path, settings: list[str]) -> bool:
     """Whether ``run_dir`` holds a complete run of the recipe with ``settings`` on the shards as they are now."""
+    from segclip.data_pipelines.shard_sets import read_sets
     from segclip.trainer.config import load_run_config
     from segclip.trainer.export import describe_data
 
@@ -108,7 +109,7 @@ def is_done(run_dir: Path, settings: list[str]) -> bool:
     # Through YAML and back, as the saved one went: tuples are lists there.
     if yaml.safe_load(saved.read_text()) != yaml.safe_load(yaml.safe_dump(wanted.model_dump(mode="json"))):
         return False
-    return json.loads(card.read_text())["card"]["data"] == describe_data(wanted.data.shards)
+    return json.loads(card.read_text())["card"]["data"] == describe_data(read_sets(wanted.data))
 
 
 def train(settings: list[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segclip.data_pipelines.order import EpochEnd
 from segclip.data_pipelines.superpixels import PatchLabelRule, SuperpixelMethod
 
-__all__ = ["CaptionParts", "DataConfig", "StoreConfig", "SuperpixelConfig"]
+__all__ = ["CaptionParts", "DataConfig", "SourceConfig", "StoreConfig", "SuperpixelConfig"]
 
 
 class SuperpixelConfig(SuperpixelMethod):
@@ -76,12 +78,33 @@ class StoreConfig(BaseModel):
     cache_gib: float = Field(default=100.0, gt=0, description="Largest size of that folder in GiB.")
 
 
+class SourceConfig(BaseModel):
+    """One of several shard sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name in metrics, such as cc3m.")
+    shards: str = Field(min_length=1, description="URL or path of a folder of shards with its manifest.json.")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="How often it is drawn from, beside the weights of the others. null on all of them joins the "
+        "sets to one, in which each sample comes once per epoch.",
+    )
+
+
 class DataConfig(BaseModel):
     """Where the samples come from and what is done to them on the way to the network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shards: str = Field(description="URL or path of a folder of shards with its manifest.json.")
+    shards: str | None = Field(
+        default=None, description="URL or path of a folder of shards with its manifest.json."
+    )
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="Several shard sets, in place of shards: joined, or mixed by weight."
+    )
     image_size: int = Field(default=224, ge=8, description="Side of the square training picture in pixels.")
     words: int = Field(
         default=32, ge=3, le=77, description="Tokens per caption, start and end token included."
@@ -105,6 +128,11 @@ class DataConfig(BaseModel):
     )
     shuffle_block: int = Field(
         default=1000, ge=1, description="Samples a lane shuffles together; 1 keeps them in order."
+    )
+    epoch_end: EpochEnd = Field(
+        default="join",
+        description="What is done where an epoch's samples are no multiple of the global batch: join it to the next "
+        "in one batch, drop the rest, or pad the last batch with the epoch's first samples.",
     )
     checksum: bool = Field(
         default=True, description="Compare each shard with the SHA-256 of the manifest when it is read."
@@ -143,3 +171,38 @@ class DataConfig(BaseModel):
                 limit = " <= 1" if name == "crop_scale" else ""
                 raise ValueError(f"data.{name} is [{low:g}, {high:g}]: needs 0 < smallest <= largest{limit}")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_the_data(self) -> DataConfig:
+        if (self.shards is None) == (not self.sources):
+            raise ValueError(
+                f"data.shards is {self.shards!r} and data.sources names {len(self.sources)} sets: "
+                "give the one (a single shard set) or the other (several), not both or neither"
+            )
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"data.sources has the names {names}: each may occur once")
+        if len({source.weight is None for source in self.sources}) == 2:
+            weights = {source.name: source.weight for source in self.sources}
+            raise ValueError(
+                f"data.sources has the weights {weights}: give all of them one, or none to join the sets"
+            )
+        if self.weighted and self.epoch_end != "join":
+            raise ValueError(
+                f"data.epoch_end={self.epoch_end}, but sets that are mixed by weight have no common epoch: "
+                "leave it at join"
+            )
+        return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether several sets are mixed by weight."""
+        return any(source.weight is not None for source in self.sources)
+
+    @property
+    def named_sources(self) -> tuple[SourceConfig, ...]:
+        """The shard sets, a single one included, which bears the last part of its URL as its name."""
+        if self.shards is None:
+            return self.sources
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.shards.rstrip("/").rpartition("/")[2])
+        return (SourceConfig(name=name or "data", shards=self.shards),)

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import BadSample
-from segclip.data_pipelines.manifest import Manifest, read_manifest
-from segclip.data_pipelines.order import Order, Place, check_split, local_positions
+from segclip.data_pipelines.mixture import Mixture
+from segclip.data_pipelines.order import Place, check_split, local_positions
 from segclip.data_pipelines.quarantine import Choice, Quarantine, check_budget
 from segclip.data_pipelines.samples import Batch, SampleMaker, Shard, join_batches
 from segclip.data_pipelines.shard_reader import ShardReader
-from segclip.data_pipelines.shard_window import ShardWindow
-from segclip.data_pipelines.store import client_started, normalise_url
+from segclip.data_pipelines.shard_sets import ShardSet, build_mixture, read_sets
+from segclip.data_pipelines.shard_window import Reader, ShardWindow
+from segclip.data_pipelines.store import client_started
 
 __all__ = ["BatchStream", "build_loader"]
 
@@ -33,16 +34,21 @@ MESSAGES = 100
 
 @dataclass(frozen=True)
 class _Split:
-    """What a reader needs to know: the set, the sizes, and which part of each batch is its own."""
+    """What a reader needs to know: the sets, the sizes, and which part of each batch is its own."""
 
     config: DataConfig
-    manifest: Manifest
+    sets: list[ShardSet]
     patch_size: int
     rank: int
     world_size: int
     batch_size: int
     seed: int
     start_step: int
+
+    def mixture(self) -> Mixture:
+        """The order of the run."""
+        global_batch = self.batch_size * self.world_size
+        return build_mixture(self.config, self.sets, global_batch=global_batch, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class _Failure:
 
 @dataclass
 class _LaneCursor:
-    """The block a lane stands in."""
+    """The block a lane of a part stands in."""
 
     epoch: int = -1
     block: int = -1
@@ -69,23 +75,22 @@ class _Part:
     counts: dict[str, int]
     bad_shards: frozenset[int]
     messages: list[str]
+    shards_ready: int
 
 
 def _read(split: _Split, worker: int, workers: int) -> Iterator[_Part]:
     """The parts of all batches from ``start_step`` on that one worker provides, forever."""
-    config, shards = split.config, split.manifest.shards
-    order = Order(
-        [shard.count for shard in shards], lanes=config.lanes, block=config.shuffle_block, seed=split.seed
-    )
+    config, counters = split.config, Counters()
     maker = SampleMaker(config, patch_size=split.patch_size, seed=split.seed)
-    counters = Counters()
-    reader = ShardReader(config, counters)
+    readers = [ShardReader(each.url, config, counters) for each in split.sets]
+    shards = [(number, shard) for number, each in enumerate(split.sets) for shard in each.shards]
     window = ShardWindow(
-        lambda number: reader.read(shards[number]),
-        [shard.bytes for shard in shards],
+        lambda number: readers[shards[number][0]].read(shards[number][1]),
+        [shard.bytes for _, shard in shards],
         config.store.prefetch_mib << 20,
     )
-    lanes = _Lanes(order, window, counters, tolerant=config.on_error == "quarantine")
+    names = [split.sets[number].name for number, _ in shards]
+    lanes = _Lanes(split.mixture(), window, counters, names, tolerant=config.on_error == "quarantine")
     step = split.start_step
     try:
         while True:
@@ -99,23 +104,42 @@ def _read(split: _Split, worker: int, workers: int) -> Iterator[_Part]:
             )
             batch = lanes.batch(positions, maker)
             quarantine = lanes.quarantine
-            yield _Part(batch, counters.take(), frozenset(quarantine.shards), quarantine.take_messages())
+            yield _Part(
+                batch, counters.take(), frozenset(quarantine.shards), quarantine.take_messages(), window.ready
+            )
             step += 1
     finally:
         window.close()
 
 
 class _Lanes:
-    """A worker's walk along its lanes."""
+    """A worker's walk along its lanes, those of every part of the mixture."""
 
-    def __init__(self, order: Order, window: ShardWindow, counters: Counters, *, tolerant: bool) -> None:
-        self._order, self._window, self._counters, self._tolerant = order, window, counters, tolerant
-        self._cursors: dict[int, _LaneCursor] = {}
-        self.quarantine = Quarantine(order, window.get)
+    def __init__(
+        self,
+        mixture: Mixture,
+        window: ShardWindow,
+        counters: Counters,
+        names: Sequence[str],
+        *,
+        tolerant: bool,
+    ) -> None:
+        """
+        Args:
+            mixture: the order of the run.
+            window: where shards come from.
+            counters: what is counted.
+            names: of the set that each shard belongs to.
+            tolerant: whether bad samples are replaced.
+        """
+        self._mixture, self._window, self._counters, self._tolerant = mixture, window, counters, tolerant
+        self._names = names
+        self._cursors: dict[Reader, _LaneCursor] = {}
+        self.quarantine = Quarantine(mixture.orders, window.get)
 
     def batch(self, positions: Sequence[int], maker: SampleMaker) -> Batch:
         """The samples at some positions of the stream."""
-        places = [self._order.place(position) for position in positions]
+        places = [self._mixture.place(position) for position in positions]
         owns = [self._own(place) for place in places]
         chosen = [self._choose(place, own) for place, own in zip(places, owns, strict=True)]
 
@@ -131,25 +155,26 @@ class _Lanes:
         )
         self._counters.add("samples", len(batch))
         for each in chosen:
+            self._counters.add(f"sources/{self._names[each.reference[0]]}/samples")
             if each.skipped is not None:
                 self._counters.add(each.skipped)
         return batch
 
     def _own(self, place: Place) -> tuple[int, int]:
         """The sample that the order puts at a place, the lane moved there."""
-        cursor = self._cursors.setdefault(place.lane, _LaneCursor())
+        cursor = self._cursors.setdefault(place.reader, _LaneCursor())
         if (cursor.epoch, cursor.block) != (place.epoch, place.block):
-            self._advance(cursor, place.epoch, place.lane, place.block)
+            self._advance(cursor, place)
         return cursor.samples[place.slot]
 
     def _choose(self, place: Place, own: tuple[int, int]) -> Choice:
         if self._tolerant:
             return self.quarantine.choose(place, own)
-        return Choice(own, self._window.get(place.lane, own[0]))
+        return Choice(own, self._window.get(place.reader, own[0]))
 
-    def _advance(self, cursor: _LaneCursor, epoch: int, lane: int, block: int) -> None:
+    def _advance(self, cursor: _LaneCursor, place: Place) -> None:
         """Move a lane to a block, and fetch ahead for the block after it."""
-        order = self._order
+        order, (epoch, lane, block) = self._mixture.orders[place.part], place[:3]
         cursor.epoch, cursor.block = epoch, block
         block_samples = order.block_samples(epoch, lane, block)
         cursor.samples = list(map(tuple, block_samples.tolist()))
@@ -158,7 +183,7 @@ class _Lanes:
         if order.blocks_of(following[0], lane):
             ahead = set(order.block_samples(following[0], lane, following[1])[:, 0].tolist())
         bad = self.quarantine.shards.keys()
-        self._window.need(lane, set(block_samples[:, 0].tolist()) - bad, ahead - bad)
+        self._window.need(place.reader, set(block_samples[:, 0].tolist()) - bad, ahead - bad)
 
 
 class _Parts(IterableDataset[Any]):
@@ -180,23 +205,27 @@ class BatchStream:
     """Batches of one rank from a step on, forever. Iterate once; ``close`` ends the workers.
 
     Attributes:
-        samples: samples of the set, which make one epoch.
-        shards: shards of the set.
+        sets: the shard sets it reads.
+        samples: samples of all sets.
+        shards: shards of all sets.
         batch_size: samples per batch of this rank.
         counts: what happened so far, summed over this rank's workers: ``samples`` given,
             ``store/bytes``, ``store/retries/CAUSE``, ``store/whole_bodies``, ``cache/hits``, ``cache/misses``,
             ``cache/corrupt``, ``cache/evicted``, ``cache/no_room``, ``cache/unwritten``, and
             ``skips/samples/CAUSE`` and ``skips/shards/CAUSE``: samples shown in place of one that is bad itself
-            or lies in a bad shard. What never happened is not listed.
-        bad_shards: numbers of the shards found bad so far.
+            or lies in a bad shard, ``sources/NAME/samples``: shown of each set. What never happened is not listed.
+        bad_shards: numbers of the shards found bad so far, through all sets.
+        shards_ready: shards that the workers held ready, each when it gave its last part.
     """
 
     def __init__(self, split: _Split) -> None:
-        self.samples = split.manifest.samples
-        self.shards = len(split.manifest.shards)
+        self.sets = split.sets
+        self.samples = sum(each.manifest.samples for each in split.sets)
+        self.shards = sum(len(each.shards) for each in split.sets)
         self.batch_size = split.batch_size
         self.counts: Counter[str] = Counter()
         self.bad_shards: set[int] = set()
+        self._ready: dict[int, int] = {}
         self._config = split.config
         self._told = 0
         self._workers = split.config.workers
@@ -216,9 +245,23 @@ class BatchStream:
         self._parts = iter(self._loader)
         while self._parts is not None:
             # DataLoader hands out one item of each worker in turn: the parts of one step.
-            yield join_batches([self._next() for _ in range(max(1, self._workers))])
+            yield join_batches([self._next(worker) for worker in range(max(1, self._workers))])
 
-    def _next(self) -> Batch:
+    @property
+    def shards_ready(self) -> int:
+        return sum(self._ready.values())
+
+    @property
+    def batches_ready(self) -> float:
+        """Batches that the workers have made and that nobody has taken yet; 0 without workers."""
+        if self._parts is None or not self._workers:
+            return 0.0
+        # DataLoader tells nobody how full its queue is; what came before its turn lies beside the queue.
+        waiting = self._parts._worker_result_queue.qsize()  # type: ignore[attr-defined]
+        early = sum(len(task) > 1 for task in self._parts._task_info.values())  # type: ignore[attr-defined]
+        return float(waiting + early) / self._workers
+
+    def _next(self, worker: int) -> Batch:
         if self._parts is None:
             raise RuntimeError("the stream of batches was closed")
         part = next(self._parts)
@@ -227,6 +270,7 @@ class BatchStream:
             raise ValueError(part.message)
         self.counts.update(part.counts)
         self.bad_shards |= part.bad_shards
+        self._ready[worker] = part.shards_ready
         self._tell(part.messages)
         try:
             check_budget(self._config, self.counts, self.bad_shards, samples=self.samples, shards=self.shards)
@@ -268,8 +312,8 @@ def build_loader(
     """The stream of batches of one rank.
 
     The global batch of step s has ``world_size * batch_size`` samples; which, and how they are cropped,
-    depends on the shard set, the seed, ``config.lanes`` and ``config.shuffle_block`` only (see ``order``). To
-    resume, pass the number of steps done.
+    depends on the shard sets and their weights, the seed, ``config.lanes`` and ``config.shuffle_block`` only (see
+    ``order`` and ``mixture``). To resume, pass the number of steps done.
 
     Args:
         config: the data configuration.
@@ -289,10 +333,14 @@ def build_loader(
             f"batch_size={batch_size} must be at least 1, start_step={start_step} at least 0 and "
             f"rank={rank} below world_size={world_size}"
         )
-    manifest = read_manifest(config.shards, allow_pipe=config.allow_pipe)
+    sets = read_sets(config)
     check_split(
-        shards=len(manifest.shards), lanes=config.lanes, world_size=world_size, workers=config.workers
+        shards=sum(len(each.shards) for each in sets),
+        lanes=config.lanes,
+        world_size=world_size,
+        workers=config.workers,
     )
     SampleMaker(config, patch_size=patch_size, seed=seed)  # sizes are checked here, before any worker starts
-    config = config.model_copy(update={"shards": normalise_url(config.shards, allow_pipe=config.allow_pipe)})
-    return BatchStream(_Split(config, manifest, patch_size, rank, world_size, batch_size, seed, start_step))
+    split = _Split(config, sets, patch_size, rank, world_size, batch_size, seed, start_step)
+    split.mixture()  # and so are weights
+    return BatchStream(split)

@@ -3,7 +3,8 @@
 A bad sample's place in the stream is filled by another sample, chosen by a rule that knows only the order (see
 ``order``) and which samples are bad: the next one in the order of the same block, going round at its end; where
 the whole block is bad, the one at the same number in the next block of the lane and so on round the block, then
-the blocks after it, the lanes after it, and round to the lane's start. ``substitutes`` is that rule.
+the blocks after it, the lanes after it, and round to the lane's start. In a mixture it is always one of the same
+part. ``substitutes`` is that rule.
 
 What holds: every good sample is seen at its own place exactly once per epoch; a substitute is seen once more
 for each bad sample it stands in for. Lengths of epochs and batches, and the equal number of batches on all
@@ -18,7 +19,7 @@ resumed run could not be the same otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +27,7 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.errors import BadSample, BadShard
 from segclip.data_pipelines.order import Order, Place
 from segclip.data_pipelines.samples import Shard
+from segclip.data_pipelines.shard_window import Reader
 
 __all__ = ["LIKELY_ENOUGH", "Choice", "Quarantine", "check_budget", "substitutes"]
 
@@ -42,7 +44,7 @@ def substitutes(order: Order, place: Place, is_bad: Callable[[int], bool]) -> It
     """The samples that may fill a place, best first, beginning with the one it belongs to.
 
     Args:
-        order: the order of the run.
+        order: the order of the place's part.
         place: the place.
         is_bad: whether a shard is known to be bad; blocks that lie in such shards alone are passed over.
     """
@@ -86,13 +88,13 @@ class Quarantine:
         shards: cause by number of each bad shard.
     """
 
-    def __init__(self, order: Order, fetch: Callable[[int, int], Shard]) -> None:
+    def __init__(self, orders: Sequence[Order], fetch: Callable[[Reader, int], Shard]) -> None:
         """
         Args:
-            order: the order of the run.
-            fetch: gets a shard for a lane, by the numbers of lane and shard; raises ``BadShard``.
+            orders: the order of each part of the run.
+            fetch: gets a shard for a lane by its number; raises ``BadShard``.
         """
-        self._order, self._fetch = order, fetch
+        self._orders, self._fetch = orders, fetch
         self._samples: dict[Reference, str] = {}
         self.shards: dict[int, str] = {}
         self._messages: list[str] = []
@@ -107,21 +109,21 @@ class Quarantine:
         Raises:
             ValueError: every sample of the epoch is bad.
         """
-        if (shard := self._shard_of(own, place.lane)) is not None:
+        if (shard := self._shard_of(own, place.reader)) is not None:
             return Choice(own, shard)
-        for reference in substitutes(self._order, place, self.shards.__contains__):
-            if (shard := self._shard_of(reference, place.lane)) is not None:
+        for reference in substitutes(self._orders[place.part], place, self.shards.__contains__):
+            if (shard := self._shard_of(reference, place.reader)) is not None:
                 return Choice(reference, shard, self._known(own))
         raise ValueError(
             "every sample of the set is bad: build it again (segclip-shards verify shows the first fault)"
         )
 
-    def _shard_of(self, reference: Reference, lane: int) -> Shard | None:
+    def _shard_of(self, reference: Reference, reader: Reader) -> Shard | None:
         """The shard of a sample that may be good, None if one of them is bad."""
         if self._known(reference) is not None:
             return None
         try:
-            return self._fetch(lane, reference[0])
+            return self._fetch(reader, reference[0])
         except BadShard as error:
             self.shards[reference[0]] = error.cause
             self._messages.append(str(error))

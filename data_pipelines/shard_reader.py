@@ -19,15 +19,18 @@ _OF_THE_SHARD = frozenset({"missing", "length", "empty", "web_page"})
 class ShardReader:
     """Reads shards of one set."""
 
-    def __init__(self, config: DataConfig, counters: Counters) -> None:
+    def __init__(self, url: str, config: DataConfig, counters: Counters) -> None:
         """
+        Args:
+            url: where the set lies.
+            config: how it is read; which sets it names does not matter here.
+            counters: what reading adds to.
+
         Raises:
             ValueError: the store or the cache folder cannot be opened.
         """
         settings = config.store
-        self._store = open_store(
-            config.shards, settings=settings, counters=counters, allow_pipe=config.allow_pipe
-        )
+        self._store = open_store(url, settings=settings, counters=counters, allow_pipe=config.allow_pipe)
         self._checksum = config.checksum
         self._counters = counters
         # Local files are as near as the cache would be.

@@ -8,11 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from segclip.data_pipelines.samples import Shard
 
-__all__ = ["ShardWindow"]
+__all__ = ["Reader", "ShardWindow"]
 
 log = logging.getLogger(__name__)
 # At a time. Each is read in parallel ranges, and one is checked while the other is on its way.
 FETCHES = 2
+
+
+Reader = tuple[int, int]
+"""A lane of a part, see ``order.Place.reader``."""
 
 
 class ShardWindow:
@@ -29,8 +33,8 @@ class ShardWindow:
         self._fetch, self._sizes, self._limit = fetch, sizes, limit
         self._threads = ThreadPoolExecutor(max_workers=FETCHES, thread_name_prefix="shards")
         self._shards: dict[int, Future[Shard]] = {}
-        self._now: dict[int, set[int]] = {}
-        self._ahead: dict[int, set[int]] = {}
+        self._now: dict[Reader, set[int]] = {}
+        self._ahead: dict[Reader, set[int]] = {}
         self._warned = False
 
     @property
@@ -38,9 +42,14 @@ class ShardWindow:
         """Numbers of the shards that are here or on their way."""
         return frozenset(self._shards)
 
-    def need(self, lane: int, now: set[int], ahead: set[int]) -> None:
+    @property
+    def ready(self) -> int:
+        """Shards that are here whole."""
+        return sum(each.done() for each in self._shards.values())
+
+    def need(self, reader: Reader, now: set[int], ahead: set[int]) -> None:
         """State which shards a lane stands in from now on, and which it needs after them."""
-        self._now[lane], self._ahead[lane] = set(now), set(ahead)
+        self._now[reader], self._ahead[reader] = set(now), set(ahead)
         wanted = set().union(*self._now.values())
         later = set().union(*self._ahead.values()) - wanted
         for number in self._shards.keys() - wanted - later:
@@ -62,9 +71,9 @@ class ShardWindow:
                 return
             self._start(number)
 
-    def get(self, lane: int, number: int) -> Shard:
+    def get(self, reader: Reader, number: int) -> Shard:
         """A shard for a lane, which may stand outside it; raises what fetching it raised."""
-        self._now.setdefault(lane, set()).add(number)
+        self._now.setdefault(reader, set()).add(number)
         self._start(number)
         return self._shards[number].result()
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class CheckpointConfig(BaseModel):
 class TrainState:
     """What continues a run besides the shards that DeepSpeed writes.
 
-    Randomness and the data order are functions of (seed, position), so ``step`` is the whole data position.
+    Randomness and the data order are functions of (seed, position), so ``step`` is the whole data position: the next
+    sample is number ``step * global_batch`` of the stream.
     """
 
     step: int
@@ -60,7 +61,11 @@ class TrainState:
     mlflow_run_id: str | None
     git_commit: str | None
     data: dict[str, Any] | None = None
-    """What the run reads, for the model card; see ``segclip.trainer.export.describe_data``."""
+    """What the run reads; see ``segclip.trainer.export.describe_data``."""
+    data_counts: dict[str, int] = field(default_factory=dict)
+    """What happened to the data so far; see ``segclip.trainer.data_counts``."""
+    bad_shards: list[int] = field(default_factory=list)
+    """Numbers of the shards found bad so far."""
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segclip.data_pipelines.manifest import MANIFEST, parse_manifest
-from segclip.data_pipelines.store import read_before_fork
+from segclip.data_pipelines.shard_sets import ShardSet
 from segclip.models.checkpoint import export
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.checkpoint import TrainState, read_state
@@ -43,7 +42,8 @@ def load_training_checkpoint(checkpoint: Path, config: RunConfig) -> SegCLIP:
 def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:
     """What a model card says of a run. Places on the machine that trained are left out: cards are published."""
     recipe = config.model_dump(mode="json", exclude={"run_dir", "tracking", "checkpoint", "evaluation"})
-    recipe["data"].pop("shards", None)
+    for place in (recipe["data"], *recipe["data"]["sources"]):
+        place.pop("shards", None)
     recipe["model"] = config.model.for_others().model_dump(mode="json")
     return {
         "run": config.name,
@@ -55,14 +55,23 @@ def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:
     }
 
 
-def describe_data(url: str, *, allow_pipe: bool = False) -> dict[str, Any]:
-    """Name and size of a shard set, and the SHA-256 of its manifest, which in turn holds that of every shard."""
-    content = read_before_fork(url, MANIFEST, allow_pipe=allow_pipe)
-    return {
-        "name": url.rstrip("/").rpartition("/")[2],
-        "samples": parse_manifest(content, url).samples,
-        "manifest_sha256": hashlib.sha256(content).hexdigest(),
-    }
+def describe_data(sets: Sequence[ShardSet]) -> dict[str, Any]:
+    """Name and size of each shard set and the SHA-256 of its manifest, which in turn holds that of every shard.
+
+    Returns:
+        ``name``, ``samples`` and ``manifest_sha256`` of a single set; of several, the list ``sets`` of these, each
+        with its ``weight`` if they are mixed.
+    """
+    described: list[dict[str, Any]] = [
+        {
+            "name": each.name,
+            "samples": each.manifest.samples,
+            "manifest_sha256": each.manifest_sha256,
+            **({} if each.weight is None else {"weight": each.weight}),
+        }
+        for each in sets
+    ]
+    return described[0] if len(described) == 1 else {"sets": described}
 
 
 def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:

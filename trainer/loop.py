@@ -17,14 +17,15 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
-from segclip.models.config import ModelConfig
-from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, save_checkpoint
+from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, read_state, save_checkpoint
 from segclip.trainer.config import RunConfig, flatten, save_run_config
-from segclip.trainer.data_counts import check_data, data_counts
+from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
+from segclip.trainer.prefetch import on_device
 from segclip.trainer.progress import ProgressLine
+from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score, score_entry
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.tracking import Tracker
@@ -51,8 +52,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     if ranks.device.type == "cpu":
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
-    stream = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else _step_of(latest)))
-    data = agreed(ranks, lambda: _describe(config) if ranks.is_first else None)
+    stream = agreed(ranks, lambda: _open_data(config, ranks, 0 if latest is None else step_of(latest)))
+    data = describe_data(stream.sets)
+    if latest is not None:
+        agreed(ranks, lambda: check_same_data(read_state(latest).data, data, latest))
     engine = agreed(ranks, lambda: build_engine(config, ranks, resuming=latest is not None))
     state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
@@ -69,7 +72,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     status = "FAILED"
     try:
         begin = time.perf_counter()
-        _run_steps(config, ranks, engine, stream, first_step, tracker, config_yaml, data)
+        _run_steps(config, ranks, engine, stream, state, tracker, config_yaml, data)
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
@@ -101,39 +104,6 @@ def _conclude(config: RunConfig, ranks: Ranks, speed: dict[str, float], tracker:
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def check_resumable(config: RunConfig, checkpoint: Path) -> None:
-    """Refuse to continue a run whose identity has changed.
-
-    Raises:
-        ValueError: model, data order or batch differ from those that wrote ``checkpoint``, or it has made more steps
-            than the run shall have.
-    """
-    if _step_of(checkpoint) > config.train.steps:
-        raise ValueError(
-            f"train.steps is {config.train.steps}, but {checkpoint} has made {_step_of(checkpoint)} steps already; "
-            "give more steps to go on, or another run_dir to start anew"
-        )
-    before = flatten(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
-    now = flatten(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
-    # A setting that is newer than the checkpoint was at its default then.
-    before = flatten({"model": ModelConfig().model_dump(mode="json")}) | before
-    fixed = ("model.", "seed", "train.global_batch", "data.shards", "data.lanes", "data.shuffle_block")
-    changed = [
-        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
-        for name in sorted(set(before) | set(now))
-        if name.startswith(fixed) and before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}); "
-            "undo the change to resume, or give another run_dir to start anew"
-        )
-
-
-def _describe(config: RunConfig) -> dict[str, Any]:
-    return describe_data(config.data.shards, allow_pipe=config.data.allow_pipe)
-
-
 def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> BatchStream:
     return build_loader(
         config.data,
@@ -151,15 +121,17 @@ def _run_steps(
     ranks: Ranks,
     engine: Any,
     stream: BatchStream,
-    first_step: int,
+    state: TrainState | None,
     tracker: Tracker | None,
     config_yaml: str,
-    data: dict[str, Any] | None,
+    data: dict[str, Any],
 ) -> None:
     steps = config.train.steps
+    first_step = state.step if state is not None else 0
+    before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
-    waited = 0.0
-    batches = iter(stream)
+    counted, waited = before, 0.0
+    batches = on_device(stream, engine.device)
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
         begin = time.perf_counter()
@@ -169,11 +141,9 @@ def _run_steps(
         if step % config.train.log_every == 0 or step in (first_step + 1, steps):
             metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
             metrics |= line.rates(step) | _memory(ranks)
-            metrics["data_wait_seconds"] = waited
+            last, counted = counted, count_data(stream, ranks, before)
+            metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
             waited = 0.0
-            counts, bad_shards = data_counts(stream, ranks)
-            metrics |= {f"data/{name}": float(count) for name, count in counts.items()}
-            metrics["data/bad_shards"] = float(len(bad_shards))
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
                 with open(Path(config.run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -181,12 +151,15 @@ def _run_steps(
             if tracker is not None:
                 tracker.metrics(metrics, step)
             _check_finite(metrics, step, config.run_dir)
-            check_data(config.data, stream, counts, bad_shards, ranks)
+            check_data(config.data, stream, counted, ranks)
         if step % config.checkpoint.every == 0 or step == steps:
             run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
-            state = TrainState(step, config.seed, config.train.global_batch, run_id, git_commit(), data)
+            now = count_data(stream, ranks, before)
+            reached = TrainState(
+                step, config.seed, config.train.global_batch, run_id, git_commit(), data, **now.as_state()
+            )
             folder = save_checkpoint(
-                engine, config.run_dir, state, config_yaml, config.checkpoint.keep_last, ranks
+                engine, config.run_dir, reached, config_yaml, config.checkpoint.keep_last, ranks
             )
             if ranks.is_first:
                 print(f"saved {folder}", flush=True)
@@ -241,10 +214,6 @@ def _announce(config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None,
                 "raise train.steps to train on, or give another run_dir to start anew",
                 flush=True,
             )
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def git_commit() -> str | None:

@@ -14,11 +14,14 @@ class ProgressLine:
         self._first, self._steps, self._global_batch = first_step, steps, global_batch
         self._start = self._last_time = time.perf_counter()
         self._last_step = first_step
+        self.seconds = 0.0
+        """Between the last two calls of ``rates``."""
 
     def rates(self, step: int) -> dict[str, float]:
         """Throughput since the last call."""
         now = time.perf_counter()
-        seconds = (now - self._last_time) / max(1, step - self._last_step)
+        self.seconds = now - self._last_time
+        seconds = self.seconds / max(1, step - self._last_step)
         self._last_time, self._last_step = now, step
         return {"step_seconds": seconds, "samples_per_second": self._global_batch / seconds}
 
@@ -34,8 +37,18 @@ class ProgressLine:
         return (
             f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {metrics['loss/total']:.4f} ({parts})  "
             f"gradient {metrics['gradient_norm']:.2f}  {metrics['samples_per_second']:,.0f} samples/s  "
-            f"{duration(left)} left"
+            f"{_data(metrics)}{duration(left)} left"
         )
+
+
+def _data(metrics: dict[str, float]) -> str:
+    """How the data fare: what is read and waited for, and what went wrong so far, if anything did."""
+    parts = [f"data {metrics['data/mb_per_second']:.1f} MB/s, waited {metrics['data/wait_share']:.0%}"]
+    for what, prefix in (("skipped", "data/skips/"), ("retries", "data/store/retries/")):
+        count = sum(value for name, value in metrics.items() if name.startswith(prefix))
+        if count:
+            parts.append(f"{what} {count:,.0f}")
+    return ", ".join(parts) + "  "
 
 
 def duration(seconds: float) -> str:

@@ -33,6 +33,36 @@ def test_bad_values_are_refused(values: dict[str, object], message: str) -> None
         DataConfig.model_validate({"shards": "x", **values})
 
 
+def source(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "shards": f"s3://bucket/{name}", **more}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "data.shards is None and data.sources names 0 sets"),
+        ({"shards": "x", "sources": [source("a")]}, "not both or neither"),
+        ({"sources": [source("a"), source("a")]}, r"the names \['a', 'a'\]: each may occur once"),
+        ({"sources": [source("a", weight=1), source("b")]}, "give all of them one, or none to join the sets"),
+        ({"sources": [source("a", weight=0)]}, "greater than 0"),
+        ({"sources": [source("a/b")]}, "name"),
+        ({"sources": [source("a", weight=2), source("b", weight=1)], "epoch_end": "drop"}, "no common epoch"),
+        ({"shards": "x", "epoch_end": "cut"}, "epoch_end"),
+    ],
+)
+def test_sources_that_do_not_go_together(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate(values)
+
+
+def test_a_single_set_is_named_after_its_folder() -> None:
+    (only,) = DataConfig(shards="s3://bucket/my set/").named_sources
+    assert (only.name, only.shards, only.weight) == ("my_set", "s3://bucket/my set/", None)
+    several = DataConfig.model_validate({"sources": [source("a", weight=2), source("b", weight=1)]})
+    assert [each.name for each in several.named_sources] == ["a", "b"]
+    assert several.weighted
+
+
 def test_caption_parts_sum_to_one() -> None:
     assert CaptionParts(full=0.8, object=0.12, ground=0.08).chances == (0.8, 0.12, 0.08)
     with pytest.raises(ValidationError, match=r"must be 1, not 0.9"):

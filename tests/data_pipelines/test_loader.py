@@ -6,17 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from segclip.data_pipelines import loader
 from segclip.data_pipelines.config import CaptionParts, DataConfig
-from segclip.data_pipelines.loader import build_loader
+from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.samples import Batch, join_batches
+from segclip.data_pipelines.shard_sets import read_sets
 from segclip.data_pipelines.shards import pack
 
 FIELDS = ("images", "tokens", "caption_tokens", "superpixels", "positions")
@@ -87,6 +92,89 @@ def test_resuming_is_going_on(config: DataConfig, start: int) -> None:
     whole = batches(config, start + 4)
     assert_same(batches(config, 4, start_step=start), whole[start:])
     assert_same(global_batches(config, 4, 2, start_step=start), whole[start:])
+
+
+SPLITS = [
+    (world, workers) for world in (1, 2, 3, 6) for workers in (1, 2, 3, 6) if 6 % (world * workers) == 0
+]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_way_to_run_sees_the_same_samples(config: DataConfig, data: st.DataObject) -> None:
+    """Any ranks and workers up to some step, then any others: the batches of one process that never stopped.
+
+    Workers are walked through in this process: what each does is the same function as in a process of its own.
+    """
+    several = data.draw(st.sampled_from(["one", "joined", "mixed"]))
+    end = data.draw(st.sampled_from(["join", "drop", "pad"])) if several != "mixed" else "join"
+    config = in_parts(config, several).model_copy(update={"epoch_end": end})
+    total = data.draw(st.sampled_from([6, 12, 18]))
+    stop = data.draw(st.integers(1, 12))
+    wanted = parts_of(config, total, 1, 1, range(stop + 3))
+    for first, last in ((0, stop), (stop, stop + 3)):
+        world, workers = data.draw(st.sampled_from(SPLITS))
+        assert_same(parts_of(config, total, world, workers, range(first, last)), wanted[first:last])
+
+
+def in_parts(config: DataConfig, several: str) -> DataConfig:
+    """The same set alone, or twice, joined or mixed."""
+    if several == "one":
+        return config
+    weights = (None, None) if several == "joined" else (3.0, 0.5)
+    return DataConfig.model_validate(
+        {
+            **config.model_dump(),
+            "shards": None,
+            "sources": [
+                {"name": name, "shards": config.shards, "weight": weight}
+                for name, weight in zip(("left", "right"), weights, strict=True)
+            ],
+        }
+    )
+
+
+def parts_of(config: DataConfig, total: int, world: int, workers: int, steps: range) -> list[Batch]:
+    """Batches of all ranks and workers, joined, each of which begins at the first step."""
+    config = config.model_copy(update={"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)})
+    parts = []
+    for rank in range(world):
+        split = loader._Split(config, read_sets(config), 4, rank, world, total // world, 4, steps.start)
+        for worker in range(workers):
+            stream = loader._read(split, worker, workers)
+            parts.append([part.batch for part in islice(stream, len(steps))])
+            stream.close()
+    return [join_batches(each) for each in zip(*parts, strict=True)]
+
+
+def test_joined_sets_are_one_and_mixed_ones_keep_their_weights(config: DataConfig) -> None:
+    joined = open_stream(in_parts(config, "joined"))
+    assert (joined.samples, joined.shards) == (200, 12)
+    list(islice(joined, 25))
+    assert joined.counts["sources/left/samples"] + joined.counts["sources/right/samples"] == 300
+    list(islice(open_stream(in_parts(config, "joined")), 1))
+    mixed = open_stream(in_parts(config, "mixed"))
+    list(islice(mixed, 7))  # 84 positions: twice the pattern of 7 turns in each of 6 lanes
+    assert mixed.counts["sources/left/samples"] == 72
+    assert mixed.counts["sources/right/samples"] == 12
+
+
+def test_queues_are_seen_to_fill(config: DataConfig) -> None:
+    """DataLoader's own queue is looked into: this fails where another torch keeps it elsewhere."""
+    stream = open_stream(config.model_copy(update={"workers": 2, "prefetch": 3}))
+    batches_of = iter(stream)
+    next(batches_of)
+    deadline = time.monotonic() + 60
+    while stream.batches_ready < 2.5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert 2.5 <= stream.batches_ready <= 3.0
+    assert stream.shards_ready > 0
+    stream.close()
+    assert stream.batches_ready == 0
+
+
+def open_stream(config: DataConfig) -> BatchStream:
+    return build_loader(config, patch_size=4, rank=0, world_size=1, batch_size=12, seed=4)
 
 
 def test_seeds_and_epochs_crop_differently(config: DataConfig) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segclip.data_pipelines.order import Order, check_split, local_positions
+from segclip.data_pipelines.order import Order, check_split, epoch_positions, local_positions
 
 counts_lists = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
@@ -112,3 +114,42 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="zero samples"):
         Order([], lanes=1, block=1, seed=0)
     check_split(shards=2, lanes=24, world_size=2, workers=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=counts_lists, lanes=st.integers(1, 6), block=st.integers(1, 7), batch=st.integers(1, 12))
+def test_epochs_that_drop_or_pad_end_with_a_batch(
+    counts: list[int], lanes: int, block: int, batch: int
+) -> None:
+    samples = sum(counts)
+    everything = {(shard, index) for shard, count in enumerate(counts) for index in range(count)}
+
+    def taken(positions: int, epoch: int) -> Counter[tuple[int, int]]:
+        order = Order(counts, lanes=lanes, block=block, seed=1, positions=positions)
+        return Counter(order.sample(p) for p in range(epoch * positions, (epoch + 1) * positions))
+
+    padded = epoch_positions(samples, batch, "pad")
+    assert padded % batch == 0
+    assert 0 <= padded - samples < batch
+    for epoch in range(2):
+        shown = taken(padded, epoch)
+        assert set(shown) == everything
+        # As evenly as can be: a set smaller than a batch goes round several times.
+        assert max(shown.values()) - min(shown.values()) <= 1
+    if samples < batch:
+        with pytest.raises(ValueError, match=f"{samples} samples are fewer than a global batch of {batch}"):
+            epoch_positions(samples, batch, "drop")
+        return
+    dropped = epoch_positions(samples, batch, "drop")
+    assert dropped % batch == 0
+    assert 0 <= samples - dropped < batch
+    for epoch in range(2):
+        shown = taken(dropped, epoch)
+        assert len(shown) == dropped
+        assert set(shown) <= everything
+
+
+def test_dropping_leaves_out_others_each_epoch() -> None:
+    order = Order([10] * 5, lanes=2, block=4, seed=1, positions=epoch_positions(50, 32, "drop"))
+    epochs = [{order.sample(p) for p in range(32 * epoch, 32 * epoch + 32)} for epoch in range(4)]
+    assert len(set.union(*epochs)) > 45

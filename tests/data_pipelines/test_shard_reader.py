@@ -31,7 +31,7 @@ def server() -> Iterator[FaultyServer]:
 
 def reader(url: object, counters: Counters | None = None, **store: object) -> ShardReader:
     return ShardReader(
-        DataConfig(shards=str(url), store=StoreConfig.model_validate(store)), counters or Counters()
+        str(url), DataConfig(shards=str(url), store=StoreConfig.model_validate(store)), counters or Counters()
     )
 
 
@@ -89,6 +89,7 @@ def test_the_cache_saves_the_way_to_the_store(server: FaultyServer, tmp_path: Pa
     # What is wrong on the way in is not kept, though the run may be content without sums.
     server.content["/x.tar"] = CONTENT.replace(b"jjj", b"jxj")
     careless = ShardReader(
+        server.url,
         DataConfig(shards=server.url, checksum=False, store=StoreConfig(cache_dir=str(tmp_path / "other"))),
         counters,
     )
