@@ -9,7 +9,7 @@ the order of that part.
 What holds, besides what holds for each part's own order, where an epoch is one of that part:
 
 * of any ``P * lanes`` consecutive positions from a multiple of ``lanes`` on, exactly ``w_s * lanes`` are of part
-  ``s``, and the first ``n`` positions never hold more than ``lanes`` samples more or less than ``n * w_s / P``;
+  ``s``, and the first ``n`` positions hold at most ``lanes * (parts + 1)`` samples more or less than ``n * w_s / P``;
 * with one part the stream is that of its order.
 
 What does not hold: an epoch of one part does not end at the same position in all lanes; a lane may be ahead of another
