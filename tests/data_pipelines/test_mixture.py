@@ -114,8 +114,14 @@ def test_a_batch_is_mixed_like_the_whole() -> None:
 
 
 def test_equal_sets_are_shuffled_differently() -> None:
-    mixed = mixture([[40], [40]], [1.0, 1.0], lanes=2, block=20)
-    places = [mixed.place(p) for p in range(80)]
-    indices = [[sample(mixed, place)[1] for place in places if place.part == part] for part in range(2)]
-    assert indices[0] != indices[1]
-    assert sorted(indices[0]) == sorted(indices[1]) == list(range(40))
+    left, right = mixture([[40, 40], [40, 40]], [1.0, 1.0], lanes=2, block=20).orders
+    assert sorted(left.sample(p) for p in range(80)) == sorted(
+        (shard - 2, i) for shard, i in map(right.sample, range(80))
+    )
+    assert not (left.block_samples(0, 0, 0)[:, 1] == right.block_samples(0, 0, 0)[:, 1]).all()
+    epochs = range(8)
+    firsts = [
+        [order.block_samples(epoch, 0, 0)[0, 0] - order.first_shard for epoch in epochs]
+        for order in (left, right)
+    ]
+    assert firsts[0] != firsts[1]
