@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("train_variants.py")
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+SET = "shards"
+"""Name of the shard set: that of its folder."""
 PARTS = ("loss/total", "loss/contrastive", "loss/superpixel_kl", "loss/reconstruction", "gradient_norm")
 
 
@@ -89,7 +92,8 @@ def test_resuming_in_the_middle_gives_the_same_next_losses(
     expected, found = losses(first)[3:], losses(run)
     assert [row["step"] for row in found] == [4, 5, 6]
     for before, after in zip(expected, found, strict=True):
-        for part in PARTS:
+        # What happened to the data is counted from the beginning of the run.
+        for part in (*PARTS, "data/samples", f"data/sources/{SET}/samples"):
             assert after[part] == before[part], (part, before["step"])
     weights, resumed = (load_file(folder / "export" / "model.safetensors") for folder in (first, run))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
@@ -122,5 +126,33 @@ def test_nothing_is_left_in_shared_memory(
 def test_what_happened_to_the_data_is_summed_over_ranks(runs: Path, run: str) -> None:
     rows = losses(runs / run)
     assert [row["data/samples"] for row in rows] == [16.0 * step for step in range(1, 7)]
+    assert [row[f"data/sources/{SET}/samples"] for row in rows] == [16.0 * step for step in range(1, 7)]
     assert rows[-1]["data/store/bytes"] > 0
     assert rows[-1]["data/bad_shards"] == 0
+    for row in rows:
+        assert 0 <= row["data/wait_share"] <= 1
+        assert row["data/wait_seconds"] > 0
+        assert row["data/shards_ready"] > 0
+        assert row["data/mb_per_second"] >= 0
+    assert rows[0]["data/mb_per_second"] > 0
+
+
+def test_two_sets_are_mixed_by_weight(launch: Launch, config_file: Path, tmp_path: Path) -> None:
+    """The same set twice, 3 to 1, on two ranks; metrics, log, checkpoint and card say so."""
+    shards = yaml.safe_load(config_file.read_text())["data"]["shards"]
+    sources = ", ".join(
+        f"{{name: {name}, shards: {shards}, weight: {weight}}}" for name, weight in (("a", 3), ("b", 1))
+    )
+    done = launch(
+        WORKER, config_file, f"{tmp_path}/run::data.shards=null::data.sources=[{sources}]::train.steps=4"
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "MB/s, waited" in done.stdout
+    last = losses(tmp_path / "run")[-1]
+    assert (last["data/sources/a/samples"], last["data/sources/b/samples"]) == (48, 16)
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert [(each["name"], each["weight"]) for each in state["data"]["sets"]] == [("a", 3), ("b", 1)]
+    assert state["data_counts"]["sources/a/samples"] == 48
+    card = json.loads((tmp_path / "run" / "export" / "config.json").read_text())["card"]
+    assert card["data"] == state["data"]
+    assert str(shards) not in json.dumps(card)
