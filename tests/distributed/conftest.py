@@ -59,8 +59,8 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 scenes in 4 shards."""
-    folder = tmp_path_factory.mktemp("scenes")
+    """80 scenes in 4 shards, in a folder called "shards"."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
     write_scene_shards(str(folder), SceneSet(80, 3, size=48), per_shard=20, processes=1)
     return folder
 
