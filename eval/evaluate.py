@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -25,7 +25,17 @@ from segclip.eval.text import TextBank
 from segclip.eval.weights import weights_sha256
 from segclip.models.segclip import SegCLIP
 
-__all__ = ["ClassResult", "ImageResult", "Result", "build_scorer", "evaluate", "predict_dataset"]
+__all__ = [
+    "ClassResult",
+    "ImageResult",
+    "Part",
+    "Result",
+    "build_scorer",
+    "conclude",
+    "evaluate",
+    "evaluate_part",
+    "predict_dataset",
+]
 
 _READERS = 2
 _READ_AHEAD = 64
@@ -84,6 +94,25 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process found on its images; ``conclude`` makes a result of all parts.
+
+    Attributes:
+        confusion_CC: int64, on the CPU: pixels by true and by predicted class.
+        per_image: the images that were scored.
+        skipped: those that were not, with the reason.
+        seconds: time it took.
+        device: where it ran.
+    """
+
+    confusion_CC: Tensor
+    per_image: tuple[ImageResult, ...]
+    skipped: tuple[str, ...]
+    seconds: float
+    device: str
 
 
 def build_scorer(model: SegCLIP, dataset: SegmentationDataset, protocol: Protocol) -> ClassScorer:
@@ -230,6 +259,22 @@ def evaluate(
     Raises:
         ValueError: protocol, data set and model do not fit, or no image could be read.
     """
+    part = evaluate_part(
+        model, dataset, protocol, batch_size=batch_size, on_error=on_error, progress=progress
+    )
+    return conclude([part], model, dataset, protocol, checkpoint=checkpoint)
+
+
+def evaluate_part(
+    model: SegCLIP,
+    dataset: SegmentationDataset,
+    protocol: Protocol,
+    *,
+    batch_size: int = 32,
+    on_error: Literal["stop", "skip"] = "stop",
+    progress: bool = False,
+) -> Part:
+    """``evaluate`` on some of a data set's images (``dataset.pick``), to be joined with those of other processes."""
     classes = len(dataset.classes)
     device = next(model.parameters()).device
     confusion_CC = torch.zeros(classes, classes, dtype=torch.int64, device=device)
@@ -257,15 +302,41 @@ def evaluate(
     finally:
         model.train(training)
     seconds = time.perf_counter() - start
+    return Part(confusion_CC.cpu(), tuple(per_image), tuple(skipped), seconds, str(device))
+
+
+def conclude(
+    parts: Sequence[Part],
+    model: SegCLIP,
+    dataset: SegmentationDataset,
+    protocol: Protocol,
+    *,
+    checkpoint: str | Path | None = None,
+) -> Result:
+    """The result of parts that together cover ``dataset``; each number is that of one process on all of it.
+
+    Args:
+        parts: by ``evaluate_part`` of the same model and protocol, each image in one of them.
+        model, dataset, protocol: what was scored.
+        checkpoint: where the weights came from, for the record.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    confusion_CC = torch.stack([part.confusion_CC for part in parts]).sum(0)
+    skipped = [line for part in parts for line in part.skipped]
+    places = {key: number for number, key in enumerate(dataset.keys)}
+    per_image = sorted((row for part in parts for row in part.per_image), key=lambda row: places[row.key])
     if not int(confusion_CC.sum()):
         why = f"; first: {skipped[0]}" if skipped else ""
         raise ValueError(f"no labelled pixel of data set {dataset.name!r} could be scored{why}")
+    seconds = max(part.seconds for part in parts)
     return Result(
         dataset=dataset.name,
         miou=mean_iou(confusion_CC),
         accuracy=pixel_accuracy(confusion_CC),
         mean_class_accuracy=float(class_accuracy(confusion_CC).nanmean()),
-        classes=_class_results(dataset.classes, confusion_CC.cpu()),
+        classes=_class_results(dataset.classes, confusion_CC),
         images=len(per_image),
         pixels=int(confusion_CC.sum()),
         skipped=tuple(skipped),
@@ -275,7 +346,7 @@ def evaluate(
         protocol_sha256=protocol.sha256,
         weights_sha256=weights_sha256(model),
         checkpoint=str(checkpoint) if checkpoint is not None else None,
-        device=str(device),
+        device=", ".join(sorted({part.device for part in parts})),
         seconds=round(seconds, 3),
         images_per_second=round(len(per_image) / seconds, 2),
         versions={"torch": torch.__version__},

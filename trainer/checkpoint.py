@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segclip.trainer.distributed import Ranks, agreed
 
 __all__ = [
+    "Best",
     "CheckpointConfig",
     "TrainState",
     "checkpoint_folder",
@@ -43,8 +44,18 @@ class CheckpointConfig(BaseModel):
 
     every: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
     keep_last: int = Field(
-        2, ge=1, description="Older checkpoints than these are deleted after a newer one is whole."
+        2,
+        ge=1,
+        description="Older checkpoints than these, but the best by mean IoU, are deleted after a newer one is whole.",
     )
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step of the best score on the images that are scored while training, and its mean IoU."""
+
+    step: int
+    miou: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class TrainState:
     """What happened to the data so far; see ``segclip.trainer.data_counts``."""
     bad_shards: list[int] = field(default_factory=list)
     """Numbers of the shards found bad so far."""
+    best: Best | None = None
+    """Of the scores so far, this step's included; its checkpoint is kept."""
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -91,7 +104,7 @@ def save_checkpoint(
         if ranks.is_first:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
-            (writing / STATE).write_text(json.dumps(state.__dict__, indent=1), encoding="utf-8")
+            (writing / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
             (writing / "config.yaml").write_text(config_yaml, encoding="utf-8")
 
     agreed(ranks, prepare)
@@ -110,8 +123,13 @@ def save_checkpoint(
         _write_flushed(root / "latest.new", final.name + "\n")
         os.replace(root / "latest.new", root / "latest")
         _flush_folder(root)
+        best = None if state.best is None else f"step-{state.best.step:08d}"
+        if best is not None:
+            _write_flushed(root / "best.new", f"{best}\n")
+            os.replace(root / "best.new", root / "best")
         for old in _complete(root)[:-keep_last]:
-            shutil.rmtree(old)
+            if old.name != best:
+                shutil.rmtree(old)
 
     agreed(ranks, publish)
     return final
@@ -167,7 +185,9 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
 
 def read_state(folder: Path) -> TrainState:
     """The small file of a published checkpoint that needs neither engine nor ranks."""
-    return TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    best = fields.pop("best", None)
+    return TrainState(**fields, best=None if best is None else Best(**best))
 
 
 def _complete(root: Path) -> list[Path]:

@@ -52,7 +52,8 @@ class TrainConfig(BaseModel):
 
 
 class EvaluationConfig(BaseModel):
-    """Scoring of the finished model; ``segclip-eval`` does the same from the command line."""
+    """Scoring while training, on some images, and of the finished model, on all; ``segclip-eval`` does the latter from
+    the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +62,12 @@ class EvaluationConfig(BaseModel):
     )
     data_root: str | None = Field(None, description="Folder of that data set.")
     protocol: str = Field("segclip", description="Name or path of a protocol file.")
+    every: int = Field(
+        0, ge=0, description="Steps between scores while training; 0 scores the finished model alone."
+    )
+    images: int = Field(
+        200, gt=0, description="Images scored while training, evenly spaced over the data set."
+    )
 
 
 class RunConfig(BaseModel):

@@ -94,10 +94,15 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
     )
 
 
-def agreed(ranks: Ranks, work: Callable[[], Value]) -> Value:
+def agreed(ranks: Ranks, work: Callable[[], Value], group: Any = None) -> Value:
     """Do ``work`` on every rank; if it fails anywhere with a user's error, raise that error everywhere.
 
     Without this, the ranks that succeeded would wait in their next collective for the one that failed.
+
+    Args:
+        ranks: this process among all.
+        work: what to do.
+        group: through which they tell each other, if not through that of the run.
 
     Raises:
         RankError: with the message of the lowest failing rank.
@@ -109,7 +114,7 @@ def agreed(ranks: Ranks, work: Callable[[], Value]) -> Value:
     except (ValueError, OSError, UserError) as error:
         caught = error
     problems: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(problems, None if caught is None else one_line(caught))
+    dist.all_gather_object(problems, None if caught is None else one_line(caught), group=group)
     failing = [rank for rank, text in enumerate(problems) if text is not None]
     if failing:
         first = failing[0]

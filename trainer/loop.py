@@ -17,7 +17,14 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
-from segclip.trainer.checkpoint import TrainState, find_latest, load_checkpoint, read_state, save_checkpoint
+from segclip.trainer.checkpoint import (
+    Best,
+    TrainState,
+    find_latest,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
@@ -26,7 +33,7 @@ from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.prefetch import on_device
 from segclip.trainer.progress import ProgressLine
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
-from segclip.trainer.scoring import check_evaluation, score, score_entry
+from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.tracking import Tracker
 
@@ -77,7 +84,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
         speed = {"seconds": seconds, "samples_per_second": samples / seconds} if samples else {}
-        on_first(ranks, lambda: _conclude(config, ranks, speed, tracker))
+        _conclude(config, ranks, speed, tracker)
         status = "FINISHED"
     finally:
         if tracker is not None:
@@ -85,23 +92,32 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
 
 def _conclude(config: RunConfig, ranks: Ranks, speed: dict[str, float], tracker: Tracker | None) -> None:
-    """What follows the last step, on the first rank alone: export, score, ``summary.json``."""
+    """What follows the last step: export, score, ``summary.json``."""
     run_dir = Path(config.run_dir)
     final = find_latest(run_dir)
     assert final is not None
-    export = export_checkpoint(final, config, run_dir / "export")
-    print(f"exported {export}", flush=True)
+    folder = run_dir / "export"
+
+    def write_export() -> None:
+        print(f"exported {export_checkpoint(final, config, folder)}", flush=True)
+
+    on_first(ranks, write_export)
     summary: dict[str, Any] = {"step": config.train.steps, **speed}
     if config.evaluation.dataset is not None:
         begin = time.perf_counter()
-        miou = score(
-            config.evaluation, export, run_dir / "evaluation", config.train.steps, tracker, ranks.device
+        miou = score_export(
+            config.evaluation, folder, run_dir / "evaluation", config.train.steps, tracker, ranks
         )
         summary |= {"miou": miou, "seconds_scoring": time.perf_counter() - begin}
-        add_to_card(export, {"scores": [score_entry(config.evaluation, miou)]})
-    if tracker is not None:
-        summary["mlflow_run_id"] = tracker.wait_for_run_id(config.tracking.flush_seconds)
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+    def write_summary() -> None:
+        if "miou" in summary:
+            add_to_card(folder, {"scores": [score_entry(config.evaluation, summary["miou"])]})
+        if tracker is not None:
+            summary["mlflow_run_id"] = tracker.wait_for_run_id(config.tracking.flush_seconds)
+        (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+    on_first(ranks, write_summary)
 
 
 def _open_data(config: RunConfig, ranks: Ranks, start_step: int) -> BatchStream:
@@ -131,6 +147,7 @@ def _run_steps(
     before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
     counted, waited = before, 0.0
+    best = state.best if state is not None else None
     batches = on_device(stream, engine.device)
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
@@ -152,11 +169,24 @@ def _run_steps(
                 tracker.metrics(metrics, step)
             _check_finite(metrics, step, config.run_dir)
             check_data(config.data, stream, counted, ranks)
-        if step % config.checkpoint.every == 0 or step == steps:
+        if config.evaluation.every and step % config.evaluation.every == 0 and step < steps:
+            begin = time.perf_counter()
+            miou = score_training(config.evaluation, engine, config.model, step, tracker, ranks)
+            improved = best is None or miou > best.miou
+            best = Best(step, miou) if improved else best
+            line.pause(time.perf_counter() - begin)
+        if step % config.checkpoint.every == 0 or step == steps or (best is not None and best.step == step):
             run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
             now = count_data(stream, ranks, before)
             reached = TrainState(
-                step, config.seed, config.train.global_batch, run_id, git_commit(), data, **now.as_state()
+                step,
+                config.seed,
+                config.train.global_batch,
+                run_id,
+                git_commit(),
+                data,
+                **now.as_state(),
+                best=best,
             )
             folder = save_checkpoint(
                 engine, config.run_dir, reached, config_yaml, config.checkpoint.keep_last, ranks

@@ -25,6 +25,11 @@ class ProgressLine:
         self._last_time, self._last_step = now, step
         return {"step_seconds": seconds, "samples_per_second": self._global_batch / seconds}
 
+    def pause(self, seconds: float) -> None:
+        """Leave out some time that no step was made in."""
+        self._start += seconds
+        self._last_time += seconds
+
     def text(self, step: int, metrics: dict[str, float]) -> str:
         """One line about ``step``."""
         done = step - self._first

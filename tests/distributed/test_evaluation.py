@@ -1,0 +1,72 @@
+"""Scoring on real ranks: shared by all, the same numbers as one process, while training and at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
+from segclip.eval.datasets import open_dataset
+from segclip.eval.evaluate import evaluate
+from segclip.eval.pictures import spread
+from segclip.eval.protocol import load_protocol
+from segclip.trainer.checkpoint import read_state
+from segclip.trainer.export_cli import open_checkpoint
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("train_variants.py")
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps on two ranks at two ZeRO stages, scored every two steps; 11 images, 5 of them while training."""
+    root = tmp_path_factory.mktemp("runs")
+    write_scene_voc(root / "scenes", SceneSet(11, 8, size=48))
+    scored = (
+        f"evaluation={{dataset: scenes, data_root: {root}/scenes, protocol: scenes, every: 2, images: 5}}"
+        "::checkpoint={every: 100, keep_last: 1}"
+    )
+    variants = [f"{root}/zero{stage}::zero.stage={stage}::{scored}" for stage in (1, 3)]
+    done = launch(WORKER, config_file, *variants)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (root / "told").write_text(done.stdout)
+    return root
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_the_end_is_scored_as_by_one_process(runs: Path, name: str) -> None:
+    found = json.loads((runs / name / "evaluation" / "result.json").read_text())
+    dataset, protocol = open_dataset("scenes", runs / "scenes"), load_protocol("scenes")
+    alone = evaluate(open_checkpoint(runs / name), dataset, protocol).as_dict()
+    for field in ("miou", "accuracy", "confusion", "per_image", "images", "classes", "weights_sha256"):
+        assert found[field] == json.loads(json.dumps(alone[field])), field
+    assert found["images"] == 11
+    assert json.loads((runs / name / "summary.json").read_text())["miou"] == alone["miou"]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_the_best_checkpoint_is_kept_and_scores_what_it_says(runs: Path, name: str) -> None:
+    folder = runs / name / "checkpoints"
+    best = read_state(folder / "step-00000006").best
+    assert best is not None
+    assert best.step in (2, 4)
+    assert (folder / "best").read_text() == f"step-{best.step:08d}\n"
+    assert sorted(path.name for path in folder.glob("step-*")) == [f"step-{best.step:08d}", "step-00000006"]
+    dataset = open_dataset("scenes", runs / "scenes")
+    dataset = dataset.pick(spread(len(dataset), 5))
+    with torch.inference_mode():
+        alone = evaluate(open_checkpoint(folder / f"step-{best.step:08d}"), dataset, load_protocol("scenes"))
+    assert alone.miou == pytest.approx(best.miou, abs=1e-9)
+
+
+def test_scores_are_told_while_training(runs: Path) -> None:
+    told = (runs / "told").read_text()
+    for step in (2, 4):
+        assert told.count(f"step {step}: mIoU") == 2
+    assert "step 6: " not in told
