@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -185,6 +184,7 @@ def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: fl
     import torch
 
     from segclip.models import KeyedNoise, segclip_quickstart, segclip_vit_b16
+    from segclip.models.flops import training_flops
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -196,7 +196,7 @@ def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: fl
     tokens = torch.randint(1, config.vocab_size - 1, (batch, words))
     tokens[:, -1] = config.vocab_size - 1
     superpixels = torch.randint(0, 64, (batch, config.patches))
-    work = 3 * forward_flops(config, words) * batch
+    work = training_flops(config, words) * batch
 
     seconds, shares, products = [], [], [matmul_rate(dtype)]
     expected = work / products[0]
@@ -243,34 +243,6 @@ def step(model: Any, images: Any, tokens: Any, superpixels: Any, noise: Any) -> 
     out = model(images, tokens, superpixels, noise)
     loss = contrastive_loss(out.image_embed_BE, out.text_embed_BE, out.logit_scale)
     (loss + out.loss_superpixel + out.loss_reconstruction).backward()
-
-
-def forward_flops(config: Any, words: int) -> float:
-    """Arithmetic of one sample's forward pass: both passes of the vision tower, text, decoder.
-
-    Counted by ``torch.utils.flop_counter``, on tensors that hold no memory.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from segclip.models import InjectedNoise, SegCLIP
-
-    with torch.device("meta"):
-        model = SegCLIP(config).train()
-        noise = InjectedNoise(
-            torch.empty(1, config.centers, config.patches),
-            torch.empty(1, config.centers, config.visible_patches(config.patches)),
-            torch.empty(1, config.patches),
-        )
-        images = torch.empty(1, 3, config.image_size, config.image_size)
-        tokens = torch.empty(1, words, dtype=torch.int64)
-        superpixels = torch.empty(1, config.patches, dtype=torch.int64)
-    model._look_at_content = lambda tensor: False  # type: ignore[method-assign]  # there is none on this device
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Triton does not run on this device
-        model(images, tokens, superpixels, noise)
-    return float(counter.get_total_flops())
 
 
 def matmul_rate(dtype: Any, seconds: float = 0.5) -> float:

@@ -36,6 +36,7 @@ from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.tracking import Tracker
+from segclip.trainer.utilisation import Utilisation
 
 __all__ = ["train"]
 
@@ -146,6 +147,7 @@ def _run_steps(
     first_step = state.step if state is not None else 0
     before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
+    utilisation = Utilisation(config, ranks)
     counted, waited = before, 0.0
     best = state.best if state is not None else None
     batches = on_device(stream, engine.device)
@@ -158,6 +160,7 @@ def _run_steps(
         if step % config.train.log_every == 0 or step in (first_step + 1, steps):
             metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
             metrics |= line.rates(step) | _memory(ranks)
+            metrics |= utilisation.metrics(metrics["samples_per_second"])
             last, counted = counted, count_data(stream, ranks, before)
             metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
             waited = 0.0

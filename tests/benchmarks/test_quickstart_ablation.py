@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.quickstart_ablation import CONFIG, is_done
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.shard_sets import read_sets
 from segclip.trainer.config import load_run_config, save_run_config
 from segclip.trainer.export import describe_data
 
@@ -27,8 +28,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     run = folder / "run"
     settings = [f"run_dir={run}", f"data.shards={shards}", "seed=1"]
     (run / "export").mkdir(parents=True)
-    save_run_config(load_run_config(ROOT / CONFIG, settings), run / "config.yaml")
-    (run / "export" / "config.json").write_text(json.dumps({"card": {"data": describe_data(str(shards))}}))
+    config = load_run_config(ROOT / CONFIG, settings)
+    save_run_config(config, run / "config.yaml")
+    data = describe_data(read_sets(config.data))
+    (run / "export" / "config.json").write_text(json.dumps({"card": {"data": data}}))
     (run / "summary.json").write_text('{"miou": 0.5}')
     return run, settings
 
