@@ -179,7 +179,7 @@ def _run_steps(
             best = Best(step, miou) if improved else best
             line.pause(time.perf_counter() - begin)
         if step % config.checkpoint.every == 0 or step == steps or (best is not None and best.step == step):
-            run_id = broadcast(tracker.wait_for_run_id(10.0) if tracker is not None else None)
+            run_id = broadcast(tracker.run_id if tracker is not None else None)
             now = count_data(stream, ranks, before)
             reached = TrainState(
                 step,

@@ -64,6 +64,8 @@ def score_training(
         print(f"step {step}: {summary_line(result)}, {seconds:.1f} s", flush=True)
     if tracker is not None:
         tracker.metrics({"evaluation/miou": result.miou, "evaluation/pixel_accuracy": result.accuracy}, step)
+        classes = {f"iou/{each.name}": each.iou for each in result.classes if each.iou is not None}
+        tracker.evaluation(f"{dataset.name}, {result.images} images", {"miou": result.miou, **classes}, step)
     return result.miou
 
 
@@ -90,6 +92,7 @@ def score_export(
         classes = {f"iou/{each.name}": each.iou for each in result.classes if each.iou is not None}
         tracker.metrics({"miou": result.miou, "pixel_accuracy": result.accuracy, **classes}, step)
         tracker.artifact(folder, "evaluation")
+        tracker.evaluation(f"{dataset.name}, all images", {"miou": result.miou, **classes}, step)
     return result.miou
 
 

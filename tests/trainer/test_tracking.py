@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +78,99 @@ def test_a_server_that_refuses_delays_nothing_and_is_reported(
         tracker.finish()
     assert time.perf_counter() - begin < 5
     assert "MLflow" in caplog.text
+
+
+@pytest.mark.slow
+def test_what_a_server_did_not_take_is_sent_when_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real server: down at first, started while the run goes on, down again at its end, up once more."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    config = TrackingConfig(
+        experiment="tests", uri=f"http://127.0.0.1:{port}", flush_seconds=1, system_metrics=False
+    )
+    with caplog.at_level(logging.WARNING):
+        tracker = Tracker(config, tmp_path / "run", "a run")
+        tracker.parameters({"batch": 8})
+        tracker.metrics({"loss/total": 3.0}, step=1)
+        assert not tracker._connected.wait(2)
+        with server(tmp_path, port):
+            assert tracker.wait_for_run_id(120) is not None
+            tracker.metrics({"loss/total": 2.0}, step=2)
+            until(lambda: tracker._spool.waiting() == 0)
+        tracker.metrics({"loss/total": 1.0}, step=3)
+        tracker.evaluation("scenes", {"miou": 0.5}, step=3)
+        tracker.finish()
+    assert "MLflow is not available" in caplog.text
+    assert "MLflow has not taken 3 records within 1 s" in caplog.text
+    assert f"segclip-doctor mlflow {tmp_path / 'run'}" in caplog.text
+
+    with server(tmp_path, port):
+        rest = Tracker(config.model_copy(update={"flush_seconds": 60}), tmp_path / "run", "", training=False)
+        rest.finish("KILLED")
+        assert rest.run_id == tracker.run_id
+        client = MlflowClient(config.uri)
+        run = client.get_run(tracker.run_id)
+        assert run.data.params == {"batch": "8"}
+        history = client.get_metric_history(tracker.run_id, "loss/total")
+        assert [(each.step, each.value) for each in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+        assert run.info.status == "KILLED"
+        found = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'")
+        assert [(each.info.run_name, each.data.metrics) for each in found] == [("scenes", {"miou": 0.5})]
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[None]:
+    """MLflow's own, in a process of its own."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+            *(
+                "--backend-store-uri",
+                f"sqlite:///{folder}/server.db",
+                "--artifacts-destination",
+                str(folder / "files"),
+            ),
+            *("--workers", "1"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: _answers(port))
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def until(holds: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_use_of_the_machine_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    config = TrackingConfig(experiment="tests", uri=f"sqlite:///{tmp_path}/x.db", flush_seconds=600)
+    tracker = Tracker(config, tmp_path / "run", "a run")
+    assert tracker.wait_for_run_id(120) is not None
+    client = MlflowClient(config.uri)
+    until(lambda: "system/cpu_utilization_percentage" in client.get_run(tracker.run_id).data.metrics)
+    tracker.finish()
 
 
 def test_where_a_run_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
