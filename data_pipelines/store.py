@@ -74,7 +74,8 @@ def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
         allow_pipe: let ``pipe:COMMAND`` pass.
 
     Raises:
-        ValueError: empty, or of a scheme that is not supported.
+        ValueError: empty, of a scheme that is not supported, or with a password or a signature in it, which would
+            end up in configurations, manifests and logs.
     """
     if not url:
         raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
@@ -88,6 +89,12 @@ def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
     if scheme == "file" and urlsplit(url).netloc not in ("", "localhost"):
         # file://relative/path would silently drop its first part.
         raise ValueError(f"{url!r} names a host: write file:///absolute/path with three slashes")
+    parts = urlsplit(url)
+    if scheme != "file" and ("@" in parts.netloc or parts.query or parts.fragment):
+        raise ValueError(
+            f"a URL at {scheme}://{parts.hostname or ''} holds a user, a password or a query: credentials come from "
+            "the environment (such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_KEY), never from a URL"
+        )
     return url.rstrip("/")
 
 

@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow
-import pyarrow.parquet
-
 from segclip.console import nearest
 
 __all__ = ["CAPTION_COLUMNS", "KARPATHY_SPLITS", "PICTURE_COLUMNS", "Row", "read_rows"]
@@ -152,6 +149,8 @@ def _jsonl(content: bytes, name: str) -> _Records:
 
 
 def _parquet(content: bytes, name: str) -> _Records:
+    import pyarrow.parquet  # the command line needs this file's names for its --help
+
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         yield list(file.schema_arrow.names)

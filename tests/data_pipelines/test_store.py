@@ -39,6 +39,22 @@ def test_bad_urls_are_refused(url: str, message: str) -> None:
         normalise_url(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hidden@example.org/set",
+        "https://hidden@example.org/set",
+        "s3://key:hidden@bucket/set",
+        "https://example.org/set?X-Amz-Signature=hidden",
+        "https://example.org/set#hidden",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"never from a URL") as caught:
+        open_store(url)
+    assert "hidden" not in str(caught.value)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the data folder .*/nowhere does not exist"):
         open_store(str(tmp_path / "nowhere"))
