@@ -15,7 +15,7 @@ from segclip.data_pipelines.manifest import MANIFEST, SHARD_PATH, read_manifest
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
 from segclip.data_pipelines.source_types import Raw, Rejected, Source, digest_of, fetched
 from segclip.data_pipelines.store import local_path, normalise_url, open_store
-from segclip.data_pipelines.tar import SampleIndex, group_samples, read_members
+from segclip.data_pipelines.tar import SampleIndex, group_samples, read_members, split_name
 
 __all__ = ["ShardUnit", "TarsUnit", "expanded", "open_shards", "open_tars", "tars_in"]
 
@@ -195,15 +195,10 @@ def _open_tar(url: str) -> _Tar | Rejected:
     data = fetched(url)
     try:
         samples = group_samples(data, url)
-        names = Counter(_key(member.name) for member in read_members(data, url))
+        names = Counter(split_name(member.name)[0] for member in read_members(data, url))
     except ValueError as error:
         return Rejected(url, "broken tar", str(error))
     return _Tar(url, data, samples, names)
-
-
-def _key(name: str) -> str:
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
 
 
 def _picture_of(sample: SampleIndex) -> str | None:
