@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -53,6 +54,9 @@ SMALL = StoreConfig(connect_seconds=3, stall_seconds=4, retries=6, retry_seconds
 SIGNED_FOR = timedelta(seconds=60)
 # Objects that are data and never text with tags.
 _DATA_ENDINGS = (".tar", ".json", ".parquet")
+
+# What may hold a signature in a URL of an error.
+_QUERY = re.compile(r"(?<=\S)\?[^\s\"']+")
 
 T = TypeVar("T")
 _client_pid: int | None = None
@@ -191,8 +195,9 @@ class Store:
 
 
 def _short(error: BaseException) -> str:
-    """The first sentence of a client's message: what follows is a dump of the request."""
+    """The first sentence of a client's message, without signatures: what follows is a dump of the request."""
     text = " ".join(str(error).split("Debug source:")[0].split())
+    text = _QUERY.sub("?...", text)
     return text[:300].rstrip(" .,:")
 
 
