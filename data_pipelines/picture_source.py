@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ __all__ = ["RowsUnit", "TableOptions", "open_folder", "open_table"]
 _PICTURES = frozenset("." + extension for extension in PICTURE_EXTENSIONS)
 # Pictures that are listed, so that a report names them, although training does not read them.
 _OTHER_PICTURES = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".jxl"})
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# What no store takes in a key; half of a surrogate pair comes from JSON.
+_NO_KEY = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+LONGEST_KEY = 1024  # bytes, of S3
 # A file of more bytes is no photograph, and would fill the memory.
 MOST_BYTES = 256 * 2**20
 
@@ -129,12 +135,17 @@ class _FileError(Exception):
 
 def _inside(name: str, images: str) -> str:
     """The path of a table's file below the folder of pictures."""
+    if _URL.match(name):
+        raise _FileError(
+            "picture is a URL",
+            f"{name!r} is not downloaded: do that first, such as with img2dataset, and build from what it wrote",
+        )
     folder = local_path(images)
     path = PurePosixPath(name)
     if path.is_absolute() and folder is not None and path.is_relative_to(folder):
         path = path.relative_to(folder)
     parts = os.path.normpath(path).split("/")
-    if path.is_absolute() or parts[0] in ("..", ".") or "\0" in name:
+    if path.is_absolute() or parts[0] in ("..", "."):
         raise _FileError("path outside the folder", f"{name!r} is no path below {images}")
     return "/".join(parts)
 
@@ -148,6 +159,10 @@ def _read_file(images: str, path: str, what: str) -> bytes:
     """
     folder = local_path(images)
     if folder is None:
+        if _NO_KEY.search(path) or len(path.encode()) > LONGEST_KEY:
+            raise _FileError(
+                "path not allowed", f"{path[:100]!r} is too long or holds characters that no key has"
+            )
         try:
             return bytes(opened(images).get(path))
         except ValueError as error:
@@ -168,6 +183,12 @@ def _read_file(images: str, path: str, what: str) -> bytes:
         raise _FileError(f"{what} missing", f"{file} does not exist") from error
     except PermissionError as error:
         raise _FileError(f"{what} not readable", f"{file} may not be read: check its permissions") from error
+    except ValueError as error:  # a zero byte, half of a surrogate pair
+        raise _FileError("path not allowed", f"{path!r} is no name of a file: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise _FileError(f"{what} missing", f"{file} does not exist: {error.strerror}") from error
+        raise
 
 
 def _text_beside(images: str, path: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,9 @@ def expanded(pattern: str) -> list[str]:
 def tars_in(url: str) -> list[str]:
     """URLs of the shards that the manifest of a folder names; without one, of the tars at its top."""
     store = open_store(url)
-    held = [entry.path for entry in store.list()]
+    folder = local_path(store.url)
+    # Of a local folder its top alone: below it may lie a million pictures, whose names the store may not take.
+    held = [entry.path for entry in store.list()] if folder is None else sorted(os.listdir(folder))
     if MANIFEST in held:
         paths = [shard.path for shard in read_manifest(store).shards]
     else:

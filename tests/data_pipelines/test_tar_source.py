@@ -35,6 +35,17 @@ def test_tars_by_range_folder_and_list(tmp_path: Path) -> None:
         assert found[0].members == {"json": b'{"a": 1}'}
 
 
+def test_what_img2dataset_writes_beside_its_tars_is_no_source(tmp_path: Path) -> None:
+    photos = write_tars(tmp_path, [2, 1])
+    for name in ("00000", "00001"):
+        (tmp_path / f"{name}_stats.json").write_text('{"count": 2, "successes": 2}')
+        (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
+    (tmp_path / "_tmp").mkdir()
+    (tmp_path / "_tmp" / "0.feather").write_bytes(b"ARROW1")
+    found = flat(open_source([str(tmp_path)], per_shard=2))
+    assert [record.picture for record in found] == [content for _, content, _ in photos]
+
+
 def test_small_tars_are_read_together(tmp_path: Path) -> None:
     write_tars(tmp_path, [3, 2, 4, 1, 1])
     assert [len(unit) for unit in read(open_source([str(tmp_path)], per_shard=7))] == [5, 5, 1]
