@@ -162,6 +162,17 @@ class Store:
             (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
         )
 
+    def list_if_allowed(self) -> list[Entry] | None:
+        """``list``, or None where the store has no lists (HTTP, pipes) or does not allow them."""
+        if self.client is None or isinstance(self.client, obstore.store.HTTPStore):
+            return None
+        try:
+            return [*self.list()]
+        except StoreError as error:
+            if error.cause != "denied":
+                raise
+            return None
+
     def _refuse_pipe(self) -> None:
         if self.client is None:
             raise ValueError(f"{self.url!r} can only be read from: give the URL of a store")

@@ -17,19 +17,8 @@ from segclip.console import nearest
 __all__ = ["CAPTION_COLUMNS", "KARPATHY_SPLITS", "PICTURE_COLUMNS", "Row", "read_rows"]
 
 PICTURE_COLUMNS = (
-    *(
-        "image",
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "path",
-        "image_path",
-        "local_path",
-        "img",
-        "key",
-    ),
+    *("image", "file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "local_path"),
+    *("img", "key"),
 )
 """Names that are taken for the column of the picture's path, in this order, where none is given."""
 CAPTION_COLUMNS = ("caption", "text", "title", "description", "sentence", "raw")
