@@ -162,12 +162,12 @@ class Store:
             (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
         )
 
-    def list_if_allowed(self) -> list[Entry] | None:
+    def list_if_allowed(self) -> tuple[Entry, ...] | None:
         """``list``, or None where the store has no lists (HTTP, pipes) or does not allow them."""
         if self.client is None or isinstance(self.client, obstore.store.HTTPStore):
             return None
         try:
-            return [*self.list()]
+            return tuple(self.list())
         except StoreError as error:
             if error.cause != "denied":
                 raise
