@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.manifest import ShardEntry, describe
-from segclip.data_pipelines.preparing import Options, Preparer, RefusedError
+from segclip.data_pipelines.preparing import Preparer, RefusedError
 from segclip.data_pipelines.processes import Tick, run_tasks
 from segclip.data_pipelines.records import (
     UNITS,
@@ -22,7 +23,7 @@ from segclip.data_pipelines.records import (
     write_record,
 )
 from segclip.data_pipelines.shards import pack
-from segclip.data_pipelines.sources import Rejected, Source, Unit, opened
+from segclip.data_pipelines.source_types import Rejected, Source, Unit, opened
 from segclip.data_pipelines.store import Store, normalise_url, open_store
 from segclip.data_pipelines.tar import LONGEST_NAME
 

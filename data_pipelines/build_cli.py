@@ -1,5 +1,9 @@
 """The commands of ``segclip-shards`` that make sets of a user's own data: ``build``, ``merge``, ``superpixels``,
-``stats``."""
+``stats``.
+
+What takes long to import is imported by the command that needs it: ``--help`` and a wrong option should not wait for
+torch.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,17 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from segclip.console import progress
-from segclip.data_pipelines.build import build_set
-from segclip.data_pipelines.manifest import read_manifest
-from segclip.data_pipelines.merge import merge_set
-from segclip.data_pipelines.preparing import Options
-from segclip.data_pipelines.records import REPORT
-from segclip.data_pipelines.sources import Source, TableOptions, open_shards, open_source
-from segclip.data_pipelines.stats import set_stats, stats_table
-from segclip.data_pipelines.store import normalise_url
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.superpixels import method_from_text
 from segclip.data_pipelines.tables import CAPTION_COLUMNS, KARPATHY_SPLITS, PICTURE_COLUMNS
+
+if TYPE_CHECKING:
+    from segclip.data_pipelines.source_types import Source
 
 __all__ = ["add_build_commands"]
 
@@ -32,6 +33,9 @@ UNBOUNDED = 10**9
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.picture_source import TableOptions
+    from segclip.data_pipelines.sources import open_source
+
     options = Options(
         per_shard=arguments.per_shard,
         superpixels=method_from_text(arguments.superpixels),
@@ -53,6 +57,9 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _superpixels(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.store import normalise_url
+    from segclip.data_pipelines.tar_source import open_shards
+
     method = method_from_text(arguments.superpixels)
     if method is None:
         raise ValueError("superpixels 'none' would only copy the set: name a method, such as slic:64")
@@ -67,6 +74,8 @@ def _superpixels(arguments: argparse.Namespace) -> None:
 
 
 def _run(source: Source, options: Options, part: tuple[int, int], arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.build import build_set
+
     with progress() as bar:
         task = bar.add_task("samples", total=None)
         read = build_set(
@@ -107,6 +116,9 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _merge_to(url: str) -> None:
+    from segclip.data_pipelines.merge import merge_set
+    from segclip.data_pipelines.records import REPORT
+
     with progress() as bar:
         task = bar.add_task("duplicates", total=None, visible=False)
         merged = merge_set(
@@ -126,6 +138,9 @@ def _merge_to(url: str) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.manifest import read_manifest
+    from segclip.data_pipelines.stats import set_stats, stats_table
+
     with progress() as bar:
         total = read_manifest(arguments.url).samples if arguments.shards is None else None
         task = bar.add_task("samples", total=total)

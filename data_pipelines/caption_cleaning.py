@@ -36,6 +36,8 @@ def clean_caption(raw: str | bytes | bytearray | memoryview, longest: int) -> Cl
     # Much longer texts are cut before the repair, whose time grows with them.
     start = found[: 4 * longest]
     text = _one_line(ftfy.fix_text(start))
+    if not any(each.isprintable() and each != " " for each in text):
+        text = ""  # spaces of no width and the like: nothing to read
     repaired = not readable or text != _one_line(start)
     cut = len(text) > longest or len(found) > 4 * longest
     if len(text) > longest:

@@ -1,30 +1,42 @@
-"""``segclip-shards``: build, write, show, verify and upload shard sets."""
+"""``segclip-shards``: build, write, show, verify and upload shard sets.
+
+What takes long to import is imported by the command that needs it (see ``build_cli``).
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from segclip.console import cli, progress
 from segclip.data_pipelines.build_cli import add_build_commands
-from segclip.data_pipelines.contact_sheet import contact_sheet
-from segclip.data_pipelines.manifest import read_manifest
-from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards, write_scene_voc
-from segclip.data_pipelines.scenes import DEFAULT_SIZE
-from segclip.data_pipelines.shards import verify_set
-from segclip.data_pipelines.store import upload
+
+if TYPE_CHECKING:
+    from segclip.data_pipelines.scene_sets import SceneSet
 
 __all__ = ["main"]
 
+SIZE_HELP = "side of a picture in pixels (default: 96)"
+
+
+def _scene_set(arguments: argparse.Namespace) -> SceneSet:
+    from segclip.data_pipelines.scene_sets import SceneSet
+
+    scenes = SceneSet(arguments.count, arguments.seed)
+    return scenes if arguments.size is None else replace(scenes, size=arguments.size)
+
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    superpixels = (
-        SCENE_SUPERPIXELS.model_copy(update={"segments": arguments.segments}) if arguments.segments else None
-    )
-    scenes = SceneSet(arguments.count, arguments.seed, arguments.size, superpixels)
+    from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, write_scene_shards
+
+    scenes = _scene_set(arguments)
+    if arguments.segments is not None:
+        other = SCENE_SUPERPIXELS.model_copy(update={"segments": arguments.segments})
+        scenes = replace(scenes, superpixels=other if arguments.segments else None)
     with progress() as bar:
         task = bar.add_task("scenes", total=arguments.count)
         manifest = write_scene_shards(
@@ -39,17 +51,21 @@ def _scenes(arguments: argparse.Namespace) -> None:
 
 
 def _scenes_voc(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.scene_sets import write_scene_voc
+
     with progress() as bar:
         task = bar.add_task("scenes", total=arguments.count)
         folder = write_scene_voc(
             arguments.out,
-            SceneSet(arguments.count, arguments.seed, arguments.size),
+            _scene_set(arguments),
             lambda: bar.advance(task),
         )
     print(f"{arguments.count} scenes with label maps: {folder}")
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.contact_sheet import contact_sheet
+
     captions = contact_sheet(
         arguments.url, arguments.out, count=arguments.count, outlines=arguments.superpixels
     )
@@ -57,6 +73,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.manifest import read_manifest
+    from segclip.data_pipelines.shards import verify_set
+
     with progress() as bar:
         task = bar.add_task("samples", total=read_manifest(arguments.url).samples)
         manifest = verify_set(arguments.url, lambda entry: bar.advance(task, entry.count))
@@ -66,6 +85,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _upload(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.store import upload
+
     with progress() as bar:
         total = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
         task = bar.add_task("bytes", total=total)
@@ -74,7 +95,9 @@ def _upload(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="segclip-shards", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="segclip-shards", description=__doc__.partition(": ")[2].partition("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     add_build_commands(commands)
@@ -82,11 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--out", required=True, metavar="URL", help="folder or URL to write to")
     scenes.add_argument("--count", type=int, required=True, help="number of scenes")
     scenes.add_argument("--seed", type=int, default=0, help="seed; scene i of a seed is always the same")
-    scenes.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
+    scenes.add_argument("--size", type=int, metavar="SIDE", help=SIZE_HELP)
     scenes.add_argument("--per-shard", type=int, default=1000, help="scenes in each shard")
-    scenes.add_argument(
-        "--segments", type=int, default=SCENE_SUPERPIXELS.segments, help="superpixels; 0 stores none"
-    )
+    scenes.add_argument("--segments", type=int, help="superpixels (default: 12); 0 stores none")
     scenes.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that draw")
     scenes.set_defaults(run=_scenes)
 
@@ -96,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     voc.add_argument("--count", type=int, default=500, help="number of scenes")
     voc.add_argument("--seed", type=int, required=True, help="seed; take another than for training")
-    voc.add_argument("--size", type=int, default=DEFAULT_SIZE, help="side of a picture in pixels")
+    voc.add_argument("--size", type=int, metavar="SIDE", help=SIZE_HELP)
     voc.set_defaults(run=_scenes_voc)
 
     show = commands.add_parser("show", help="write a page of samples with their captions")

@@ -60,8 +60,23 @@ class DiskCache:
         Args:
             sha256: of the content, as hexadecimal digits.
             size: its length in bytes.
-            fetch: gets the content where it is not on the disk, and has verified it; its errors are passed on.
+            fetch: gets the content where it is not on the disk, and has verified it; its errors, which are no
+                ``OSError``, are passed on.
         """
+        fetched: list[bytearray] = []
+
+        def once() -> bytearray:
+            fetched.append(fetch())
+            return fetched[0]
+
+        try:
+            return self._get(sha256, size, once)
+        except OSError as error:
+            self._counters.add("cache/unusable")
+            self._trouble("cannot be used", error)
+            return fetched[0] if fetched else fetch()
+
+    def _get(self, sha256: str, size: int, fetch: Callable[[], bytearray]) -> bytearray:
         while True:
             content = self._read(sha256, size)
             if content is not None:
@@ -89,7 +104,8 @@ class DiskCache:
             self._trouble("cannot be read", error)
             whole = False
         if whole and hashlib.sha256(content).hexdigest() == sha256:
-            with suppress(FileNotFoundError):  # removed to make room, which takes nothing from what was read
+            # Removed to make room, which takes nothing from what was read; or another user's, who alone may date it.
+            with suppress(FileNotFoundError, PermissionError):
                 os.utime(path)
             return content
         self._counters.add("cache/corrupt")
@@ -111,7 +127,7 @@ class DiskCache:
                 if mine and _is_same(descriptor, path):
                     path.unlink()
         finally:
-            os.close(descriptor)
+            _release(descriptor)
 
     def _keep(self, sha256: str, content: bytearray, descriptor: int) -> None:
         """Write a fetched shard if there is room. A full or broken disk costs the cache, never the run."""
@@ -172,12 +188,20 @@ class DiskCache:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            _release(descriptor)
 
     def _trouble(self, what: str, error: OSError) -> None:
         if not self._warned:
             self._warned = True
             log.warning("the cache folder %s %s, shards are fetched again: %s", self._folder, what, error)
+
+
+def _release(descriptor: int) -> None:
+    """Drop a lock and close its file. Closing alone would leave it to a child that was forked meanwhile."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
 def _read_into(descriptor: int, content: bytearray) -> int:

@@ -211,7 +211,7 @@ class BatchStream:
         batch_size: samples per batch of this rank.
         counts: what happened so far, summed over this rank's workers: ``samples`` given,
             ``store/bytes``, ``store/retries/CAUSE``, ``store/whole_bodies``, ``cache/hits``, ``cache/misses``,
-            ``cache/corrupt``, ``cache/evicted``, ``cache/no_room``, ``cache/unwritten``, and
+            ``cache/corrupt``, ``cache/evicted``, ``cache/no_room``, ``cache/unwritten``, ``cache/unusable``, and
             ``skips/samples/CAUSE`` and ``skips/shards/CAUSE``: samples shown in place of one that is bad itself
             or lies in a bad shard, ``sources/NAME/samples``: shown of each set. What never happened is not listed.
         bad_shards: numbers of the shards found bad so far, through all sets.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ from segclip.data_pipelines.tar import group_samples
 __all__ = ["Merged", "merge_set"]
 
 _PICTURE_BYTES = 24  # of each sample in a record
+# Shards that are written again at a time; most of it is waiting for the store.
+_WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,19 @@ def _drop_duplicates(
     names = [shard.path for record in records for shard in record.shards for _ in range(shard.count)]
     affected = [unit for unit in range(len(records)) if duplicate[starts[unit] : starts[unit + 1]].any()]
     total = int(duplicate.sum())
-    dropped = 0
-    for unit in affected:
+
+    def rewritten(unit: int) -> UnitRecord:
         part = slice(starts[unit], starts[unit + 1])
-        records[unit] = _without(store, records[unit], duplicate[part], [names[each] for each in first[part]])
-        write_record(store, records[unit])
-        dropped += int(duplicate[part].sum())
-        report(dropped, total)
+        record = _without(store, records[unit], duplicate[part], [names[each] for each in first[part]])
+        write_record(store, record)
+        return record
+
+    dropped = 0
+    with ThreadPoolExecutor(_WRITERS) as threads:
+        for unit, record in zip(affected, threads.map(rewritten, affected), strict=True):
+            dropped += records[unit].kept - record.kept
+            records[unit] = record
+            report(dropped, total)
     return records
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
@@ -18,8 +20,8 @@ __all__ = [
     "PICTURE_EXTENSIONS",
     "PictureError",
     "decode_picture",
-    "decode_png",
     "encode_jpeg",
+    "open_png",
     "picture_kind",
     "picture_size",
 ]
@@ -31,7 +33,7 @@ PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # that torchcodec will replace them one day, which costs more than the call, and warnings are errors in our
 # tests.
 _OPERATORS = torch.ops.image
-_RGB, _UNCHANGED = ImageReadMode.RGB.value, ImageReadMode.UNCHANGED.value
+_RGB = ImageReadMode.RGB.value
 # Markers that carry the size of a JPEG: SOF0 .. SOF15 without DHT (C4), JPG (C8) and DAC (CC).
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -105,10 +107,48 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
 
 
-def decode_png(data: Tensor) -> Tensor:
-    """Pixels of a PNG as stored, uint8 or uint16 [channels, H, W]; RuntimeError if it does not decode."""
-    pixels: Tensor = _OPERATORS.decode_png(data, _UNCHANGED, False)
-    return pixels
+def open_png(view: memoryview) -> Image.Image:
+    """A PNG with its pixels decoded, in Pillow's mode for what it stores.
+
+    By Pillow: the decoder of torchvision 0.29 takes the whole process down (SIGSEGV) where the compressed pixels of a
+    PNG are damaged. Its size is for the caller to bound.
+
+    Raises:
+        PictureError: it does not decode.
+    """
+    try:
+        _check_sums(view)
+        # Not by Image.open, which has a bound of its own on pixels.
+        image = PngImageFile(io.BytesIO(view))
+        image.load()
+        return image
+    except Exception as error:  # of many types, on bytes that anyone may have written
+        what = f"{type(error).__name__}: {error}"
+        raise PictureError("undecodable", f"it does not decode ({what[:100]})") from error
+
+
+def _check_sums(view: memoryview) -> None:
+    """Raise ``ValueError`` unless all chunks of a PNG are whole: Pillow looks at the sums of few."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        (length,) = struct.unpack_from(">I", view, at)
+        kind, content = bytes(view[at + 4 : at + 8]), view[at + 4 : at + 8 + length]
+        if struct.unpack_from(">I", view, at + 8 + length)[0] != zlib.crc32(content):
+            raise ValueError(f"the checksum of its chunk {kind!r} does not match")
+        at += 12 + length
+
+
+def _png_pixels(view: memoryview) -> Tensor:
+    """RGB pixels of a PNG, transparency left out, 16 bits cut to 8: uint8 [3, H, W]."""
+    image = open_png(view)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would cut off at 255
+        pixels_HW3 = np.repeat(
+            (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2
+        )
+    else:
+        opaque = image.convert("RGBA") if image.mode == "P" else image  # a palette may hold transparency
+        pixels_HW3 = np.array(opaque.convert("RGB"))
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1).contiguous()
 
 
 def decode_picture(data: Tensor, view: memoryview, max_pixels: int, max_decompression: int = 1000) -> Tensor:
@@ -139,8 +179,11 @@ def decode_picture(data: Tensor, view: memoryview, max_pixels: int, max_decompre
             f"its {len(view)} bytes unfold to {width} x {height} pixels, more than "
             f"data.max_decompression={max_decompression} times as much",
         )
+    kind = picture_kind(view)
+    if kind == "png":
+        return _png_pixels(view)
     try:
-        decode = _OPERATORS.decode_jpeg if view[0] == 0xFF else _OPERATORS.decode_image
+        decode = _OPERATORS.decode_jpeg if kind == "jpg" else _OPERATORS.decode_image
         pixels: Tensor = decode(data, _RGB, False)
         return pixels
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 inflate.
 
 Any PNG reader opens these files. Maps written by other tools (row filters, 16 bits, palettes) go through
-torchvision.
+Pillow.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import struct
 import zlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from segclip.data_pipelines.pictures import decode_png
+from segclip.data_pipelines.pictures import PictureError, open_png
 
 __all__ = ["decode_label_map", "encode_label_map"]
 
@@ -70,12 +69,13 @@ def decode_label_map(data: bytes | memoryview, shape: tuple[int, int] | None = N
         if fast is not None:
             return fast
     try:
-        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except RuntimeError as error:
+        image = open_png(memoryview(data))
+    except PictureError as error:
         raise ValueError(f"superpixel map does not decode: {error}") from error
-    if image.shape[0] != 1:
-        raise ValueError(f"a superpixel map has one channel of ids; this PNG has {image.shape[0]}")
-    return image[0].numpy()
+    if len(image.getbands()) != 1:
+        raise ValueError(f"a superpixel map has one channel of ids; this PNG has {len(image.getbands())}")
+    ids_HW = np.asarray(image)
+    return ids_HW.astype(np.uint8 if ids_HW.dtype == bool else ids_HW.dtype)
 
 
 def _decode_unfiltered(data: bytes | memoryview) -> NDArray[np.uint8] | None:

@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.caption_cleaning import clean_caption
 from segclip.data_pipelines.pictures import decode_picture, encode_jpeg, picture_kind, picture_size
 from segclip.data_pipelines.png import encode_label_map
-from segclip.data_pipelines.sources import Raw
-from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
+from segclip.data_pipelines.source_types import Raw
+from segclip.data_pipelines.superpixels import compute_superpixels
 
-__all__ = ["SUPERPIXELS", "Options", "Preparer", "RefusedError"]
+__all__ = ["SUPERPIXELS", "Preparer", "RefusedError"]
 
 SUPERPIXELS = "superpixels.png"
-SMALLEST_SIDE = 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a set is to be like.
-
-    Attributes:
-        per_shard: most samples in a shard.
-        superpixels: method of the maps stored with the pictures; None stores none.
-        resize: short side in pixels of pictures that are larger; None keeps them as they are.
-        quality: of the JPEGs that resizing writes.
-        longest_caption: characters of a caption that are kept.
-        max_pixels: a picture with more is refused from its header.
-        min_side: a picture with a shorter side is refused.
-        unique: of pictures whose files are equal byte for byte, only the first is kept.
-    """
-
-    per_shard: int = 1000
-    superpixels: SuperpixelMethod | None = SuperpixelMethod(segments=64)  # noqa: RUF009 - it is frozen
-    resize: int | None = None
-    quality: int = 90
-    longest_caption: int = 1000
-    max_pixels: int = 100_000_000
-    min_side: int = 16
-    unique: bool = False
-
-    def __post_init__(self) -> None:
-        limits: dict[str, tuple[int, int]] = {
-            "per_shard": (1, 10**9),
-            "resize": (SMALLEST_SIDE, 1 << 16),
-            "quality": (1, 100),
-            "longest_caption": (1, 10**6),
-            "max_pixels": (1, 1 << 30),
-            "min_side": (1, 1 << 16),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be from {least} to {most}")
-
-    def describe(self) -> dict[str, Any]:
-        """For the plan and the manifest."""
-        method = self.superpixels.parameters() if self.superpixels else None
-        return {**asdict(self), "superpixels": method}
 
 
 class RefusedError(Exception):

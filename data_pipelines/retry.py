@@ -9,6 +9,7 @@ over.
 from __future__ import annotations
 
 import email.utils
+import http.client
 import random
 import re
 import threading
@@ -121,7 +122,7 @@ class Throttle:
         except urllib.error.HTTPError as error:
             with error:
                 return parse_retry_after(error.headers.get("Retry-After"), time.time())
-        except (OSError, ValueError, obstore.exceptions.BaseError):
+        except (OSError, ValueError, http.client.HTTPException, obstore.exceptions.BaseError):
             return 0.0  # it cannot be learned: the request itself is retried with a growing delay
 
 
@@ -130,7 +131,7 @@ def parse_retry_after(header: str | None, now: float) -> float:
     if header is None:
         return 0.0
     header = header.strip()
-    if header.isdigit():
+    if header.isdecimal():
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +23,7 @@ from segclip.data_pipelines.tar import group_samples, header, trailer
 
 __all__ = ["pack", "shard_name", "verify_set", "write_set"]
 
+log = logging.getLogger(__name__)
 Sample = tuple[str, Mapping[str, bytes]]
 
 
@@ -107,6 +109,8 @@ def _made(
 def verify_set(url: str, report: Callable[[ShardEntry], None] = lambda entry: None) -> Manifest:
     """Read every shard of a set and compare size, SHA-256, tar structure and sample count with the manifest.
 
+    Tars that the manifest does not name are looked for too, where the store can be listed.
+
     Raises:
         ValueError: the first difference found.
     """
@@ -122,4 +126,23 @@ def verify_set(url: str, report: Callable[[ShardEntry], None] = lambda entry: No
                 "rebuild the set"
             )
         report(entry)
+    _refuse_unnamed(store, manifest)
     return manifest
+
+
+def _refuse_unnamed(store: Store, manifest: Manifest) -> None:
+    """Raise ``ValueError`` if there are tars that nobody reads, such as those of a part that was not merged."""
+    held = store.list_if_allowed()
+    if held is None:
+        log.warning(
+            "%s cannot be listed: whether tars lie there that the manifest does not name is not known",
+            store.url,
+        )
+        return
+    named = {entry.path for entry in manifest.shards}
+    unnamed = [entry.path for entry in held if entry.path.endswith(".tar") and entry.path not in named]
+    if unnamed:
+        raise ValueError(
+            f"{store.url} holds {len(unnamed)} tars that its manifest does not name, the first is {unnamed[0]}: nobody "
+            "reads them; run segclip-shards merge if they belong to the set, or remove them"
+        )

@@ -93,16 +93,17 @@ def set_stats(
             read += 1
             members = {name: view[start:end] for name, (start, end) in sample.members.items()}
             picture = next((members[each] for each in PICTURE_EXTENSIONS if each in members), None)
+            size: tuple[int, int] | None = None
             try:
                 if picture is None:
                     without["picture"] += 1
                 else:
-                    height, width = picture_size(picture)
-                    values["picture: short side"].append(min(height, width))
-                    values["picture: long side"].append(max(height, width))
+                    size = picture_size(picture)
+                    values["picture: short side"].append(min(size))
+                    values["picture: long side"].append(max(size))
                     values["picture: bytes"].append(len(picture))
                 if SUPERPIXELS in members:
-                    ids = decode_label_map(members[SUPERPIXELS])
+                    ids = decode_label_map(members[SUPERPIXELS], size)
                     values["superpixels"].append(int(np.count_nonzero(np.bincount(ids.ravel()))))
                 else:
                     without["superpixels"] += 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -54,6 +55,9 @@ SIGNED_FOR = timedelta(seconds=60)
 # Objects that are data and never text with tags.
 _DATA_ENDINGS = (".tar", ".json", ".parquet")
 
+# What may hold a signature in a URL of an error.
+_QUERY = re.compile(r"(?<=\S)\?[^\s\"']+")
+
 T = TypeVar("T")
 _client_pid: int | None = None
 
@@ -74,7 +78,8 @@ def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
         allow_pipe: let ``pipe:COMMAND`` pass.
 
     Raises:
-        ValueError: empty, or of a scheme that is not supported.
+        ValueError: empty, of a scheme that is not supported, or with a password or a signature in it, which would
+            end up in configurations, manifests and logs.
     """
     if not url:
         raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
@@ -88,6 +93,12 @@ def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
     if scheme == "file" and urlsplit(url).netloc not in ("", "localhost"):
         # file://relative/path would silently drop its first part.
         raise ValueError(f"{url!r} names a host: write file:///absolute/path with three slashes")
+    parts = urlsplit(url)
+    if scheme != "file" and ("@" in parts.netloc or parts.query or parts.fragment):
+        raise ValueError(
+            f"a URL at {scheme}://{parts.hostname or ''} holds a user, a password or a query: credentials come from "
+            "the environment (such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_KEY), never from a URL"
+        )
     return url.rstrip("/")
 
 
@@ -151,6 +162,17 @@ class Store:
             (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
         )
 
+    def list_if_allowed(self) -> tuple[Entry, ...] | None:
+        """``list``, or None where the store has no lists (HTTP, pipes) or does not allow them."""
+        if self.client is None or isinstance(self.client, obstore.store.HTTPStore):
+            return None
+        try:
+            return tuple(self.list())
+        except StoreError as error:
+            if error.cause != "denied":
+                raise
+            return None
+
     def _refuse_pipe(self) -> None:
         if self.client is None:
             raise ValueError(f"{self.url!r} can only be read from: give the URL of a store")
@@ -184,8 +206,9 @@ class Store:
 
 
 def _short(error: BaseException) -> str:
-    """The first sentence of a client's message: what follows is a dump of the request."""
+    """The first sentence of a client's message, without signatures: what follows is a dump of the request."""
     text = " ".join(str(error).split("Debug source:")[0].split())
+    text = _QUERY.sub("?...", text)
     return text[:300].rstrip(" .,:")
 
 

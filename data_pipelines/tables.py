@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow
-import pyarrow.parquet
-
 from segclip.console import nearest
 
 __all__ = ["CAPTION_COLUMNS", "KARPATHY_SPLITS", "PICTURE_COLUMNS", "Row", "read_rows"]
 
-PICTURE_COLUMNS = ("image", "file", "filename", "file_name", "filepath", "path", "image_path", "img", "key")
+PICTURE_COLUMNS = (
+    *("image", "file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "local_path"),
+    *("img", "key"),
+)
 """Names that are taken for the column of the picture's path, in this order, where none is given."""
 CAPTION_COLUMNS = ("caption", "text", "title", "description", "sentence", "raw")
 """Names that are taken for the column of the caption."""
@@ -152,6 +152,8 @@ def _jsonl(content: bytes, name: str) -> _Records:
 
 
 def _parquet(content: bytes, name: str) -> _Records:
+    import pyarrow.parquet  # the command line needs this file's names for its --help
+
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         yield list(file.schema_arrow.names)
@@ -198,6 +200,8 @@ def _column(
             if each in columns:
                 return each
         problem = f"no column of a usual name for the {what} ({', '.join(usual)})"
+        if what == "picture" and any("url" in each.lower() for each in columns):
+            problem += ", but URLs: download the pictures first, such as with img2dataset, and build from what it wrote"
     held = ", ".join(repr(each) for each in columns[:20]) or "none"
     raise ValueError(f"the table {name} has {problem}; its columns are {held}: name one with {option}")
 

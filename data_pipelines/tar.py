@@ -26,6 +26,7 @@ __all__ = [
     "group_samples",
     "header",
     "read_members",
+    "split_name",
     "trailer",
 ]
 
@@ -99,7 +100,7 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
         kind = head[156:157]
         if kind in _REGULAR:
             name = pax.get("path") or long_name or _name(head, shard, offset)
-            length = int(pax.get("size", length))
+            length = _pax_size(pax, length, shard, offset)
         start = offset + BLOCK
         end = start + length
         padded = start + -(-length // BLOCK) * BLOCK
@@ -115,7 +116,9 @@ def read_members(data: bytes | bytearray | memoryview, shard: str) -> Iterator[M
             pax = _pax_records(bytes(view[start:end]), shard, offset)
         elif kind == _LONG_NAME:
             long_name = bytes(view[start:end]).rstrip(b"\0").decode("utf-8", "replace")
-        elif kind not in (_DIRECTORY, _PAX_GLOBAL):
+        elif kind == _DIRECTORY:
+            long_name, pax = None, {}  # what stood before it was said of the directory
+        elif kind != _PAX_GLOBAL:
             raise ValueError(
                 f"shard {shard} holds a member of tar type {kind!r} at byte {offset}: "
                 "only regular files are allowed"
@@ -146,6 +149,7 @@ def _plain_members(blocks: NDArray[np.uint8], sums: NDArray[np.uint32]) -> list[
     checksums = sums[heads].astype(np.int64) - headers[:, 148:156].sum(axis=1) + 8 * 32
     plain = (
         ((digits >= 48) & (digits < 56)).all()
+        and np.isin(headers[:, 135], (0, 32)).all()
         and np.isin(headers[:, 156], (0, 48)).all()
         and (headers[:, 345] == 0).all()
         and (headers[:, 0] != 0).all()
@@ -182,12 +186,26 @@ def _check_header(head: bytes, total: int, shard: str, offset: int) -> int:
         )
     except ValueError:
         stated, length = -1, 0
+    if length < 0:  # Python reads a sign, and would go back to a header that was read already
+        stated = -1
     # The checksum is taken with its own field read as eight spaces.
     if total - sum(field) + 8 * 32 != stated:
         raise ValueError(
             f"shard {shard} is corrupt at byte {offset}: the checksum of a tar header does not match"
         )
     return length
+
+
+def _pax_size(pax: dict[str, str], length: int, shard: str, offset: int) -> int:
+    """A member's length as its pax records state it; as its header does where they do not."""
+    stated = pax.get("size")
+    if stated is None:
+        return length
+    if not (stated.isascii() and stated.isdecimal()):
+        raise ValueError(
+            f"shard {shard} is corrupt at byte {offset}: its pax records state the size {stated!r}"
+        )
+    return int(stated)
 
 
 def _name(head: bytes, shard: str, offset: int) -> str:
@@ -206,13 +224,23 @@ def _pax_records(content: bytes, shard: str, offset: int) -> dict[str, str]:
     records: dict[str, str] = {}
     while content:
         try:
-            length = int(content[: content.index(b" ")])
-            key, value = content[content.index(b" ") + 1 : length - 1].split(b"=", 1)
+            digits, _, _ = content.partition(b" ")
+            length = int(digits)
+            if content[length - 1 : length] != b"\n":  # nor may it be 0 or less, and never end
+                raise ValueError
+            key, value = content[len(digits) + 1 : length - 1].split(b"=", 1)
             records[key.decode()] = value.decode()
         except ValueError as error:
             raise ValueError(f"shard {shard} is corrupt at byte {offset}: unreadable pax records") from error
         content = content[length:]
     return records
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key of a member and its extension in small letters, split at the first dot of the last path part."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")  # "tar -c ." begins every name with ./
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension.lower()
 
 
 def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[SampleIndex]:
@@ -225,9 +253,7 @@ def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[Samp
     """
     samples: list[SampleIndex] = []
     for member in read_members(data, shard):
-        folder, slash, last = member.name.rpartition("/")
-        stem, dot, extension = last.partition(".")
-        key = folder + slash + stem
+        key, extension = split_name(member.name)
         if not samples or samples[-1].key != key:
             if not _SAFE_KEY.fullmatch(key):
                 raise ValueError(
@@ -235,8 +261,7 @@ def group_samples(data: bytes | bytearray | memoryview, shard: str) -> list[Samp
                     "letters, digits and _+=,@~- with single slashes, relative, without '..'"
                 )
             samples.append(SampleIndex(key, {}))
-        extension = extension.lower()
-        if not dot or extension.rpartition(".")[2] in PICKLE_LIKE:
+        if not extension or extension.rpartition(".")[2] in PICKLE_LIKE:
             continue
         if extension in samples[-1].members:
             raise ValueError(f"shard {shard}: sample {key!r} has two members with extension {extension!r}")

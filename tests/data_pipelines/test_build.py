@@ -14,16 +14,18 @@ from skimage.segmentation import felzenszwalb
 from torch import frombuffer, uint8
 
 from segclip.data_pipelines.build import build_set
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.manifest import read_manifest
 from segclip.data_pipelines.merge import merge_set
 from segclip.data_pipelines.pictures import decode_picture
 from segclip.data_pipelines.png import decode_label_map
-from segclip.data_pipelines.preparing import Options
 from segclip.data_pipelines.s3_server import s3_server
 from segclip.data_pipelines.shards import pack, verify_set
-from segclip.data_pipelines.sources import Source, open_shards, open_source
+from segclip.data_pipelines.source_types import Source
+from segclip.data_pipelines.sources import open_source
 from segclip.data_pipelines.store import open_store, upload
 from segclip.data_pipelines.superpixels import SuperpixelMethod
+from segclip.data_pipelines.tar_source import open_shards
 from tests.data_pipelines.photos import files_of, photo, samples_of, write_photos, write_tars
 
 SLIC = SuperpixelMethod(segments=9)

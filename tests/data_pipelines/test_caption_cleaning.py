@@ -23,6 +23,8 @@ from segclip.data_pipelines.caption_cleaning import CleanCaption, clean_caption
         (" \n", "", False),
         (b"", "", False),
         ("\x00", "", True),
+        ("\u200b \u2060\u200d", "", True),
+        ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467", False),
         ("\ud800 x", "\ufffd x", True),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,20 @@ def test_the_page_shows_samples_spread_over_the_set(scene_set: Path, tmp_path: P
     assert captions == [scenes[i].caption for i in (0, 33, 66, 99)]
     with Image.open(tmp_path / "page.png") as page:
         assert page.mode == "RGB"
+
+
+@pytest.mark.parametrize("command", [[], ["build"], ["stats"], ["scenes"]])
+def test_help_does_not_wait_for_what_takes_long_to_import(command: list[str]) -> None:
+    code = f"""
+import sys
+from segclip.data_pipelines.cli import main
+try:
+    main({[*command, "--help"]!r})
+except SystemExit:
+    print(sorted(sys.modules.keys() & {{"torch", "pyarrow", "obstore", "open_clip", "PIL", "skimage"}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "usage: segclip-shards" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

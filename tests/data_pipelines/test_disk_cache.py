@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,72 @@ def test_a_disk_that_fails_costs_the_cache_and_not_the_run(
     assert source.get(cache, 0) == BODIES[0]
     assert counters["cache/unwritten"] == 1
     assert "cannot be written, shards are fetched again" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["gone", "partial gone", "no file", "a folder in place of the shard"])
+def test_a_folder_that_is_taken_away_costs_the_cache_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    """A cleaner of temporary files, a disk that fell back to read-only, another user's files."""
+    counters, source = Counters(), Source()
+    cache = DiskCache(tmp_path / "cache", 10 * SIZE, counters)
+    if damage == "gone":
+        shutil.rmtree(tmp_path / "cache")
+    elif damage == "a folder in place of the shard":
+        (tmp_path / "cache" / "shards" / sum_of(BODIES[0])).mkdir()
+    else:
+        (tmp_path / "cache" / "partial").rmdir()
+        if damage == "no file":
+            (tmp_path / "cache" / "partial").write_text("")
+    assert [source.get(cache, n) for n in (0, 1, 0)] == [BODIES[0], BODIES[1], BODIES[0]]
+    assert counters["cache/unusable"] >= 2
+    assert caplog.text.count("shards are fetched again") == 1
+    assert source.fetched.count(0) == 2
+
+
+def test_a_disk_that_fails_after_fetching_does_not_fetch_twice(tmp_path: Path) -> None:
+    source = Source()
+    cache = DiskCache(tmp_path / "cache", 10 * SIZE, Counters())
+
+    def fetch() -> bytearray:
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "cache").write_text("")  # so that not even the unfinished file can be looked for
+        source.fetched.append(0)
+        return bytearray(BODIES[0])
+
+    assert cache.get(sum_of(BODIES[0]), SIZE, fetch) == BODIES[0]
+    assert source.fetched == [0]
+
+
+def test_a_child_that_was_forked_meanwhile_holds_nobody_up(tmp_path: Path) -> None:
+    """A forked child inherits open files, and with them their locks."""
+    source = Source()
+    cache, other = (DiskCache(tmp_path, 10 * SIZE, Counters()) for _ in range(2))
+    children: list[int] = []
+    waiting: list[Future[bytes]] = []
+
+    with ThreadPoolExecutor(1) as threads:
+
+        def fetch() -> bytearray:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+                child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(child)
+            waiting.append(threads.submit(source.get, other, 0))
+            time.sleep(0.3)
+            raise ValueError("out of reach")
+
+        try:
+            with pytest.raises(ValueError, match="out of reach"):
+                cache.get(sum_of(BODIES[0]), SIZE, fetch)
+            assert waiting[0].result(10) == BODIES[0]
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

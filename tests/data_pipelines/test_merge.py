@@ -8,11 +8,12 @@ import pytest
 
 from segclip.data_pipelines import merge
 from segclip.data_pipelines.build import build_set
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.merge import merge_set
-from segclip.data_pipelines.preparing import Options
 from segclip.data_pipelines.records import UnitRecord, write_record
 from segclip.data_pipelines.shards import verify_set
-from segclip.data_pipelines.sources import Source, open_source
+from segclip.data_pipelines.source_types import Source
+from segclip.data_pipelines.sources import open_source
 from segclip.data_pipelines.store import Store
 from tests.data_pipelines.photos import files_of, photo, samples_of, write_photos
 

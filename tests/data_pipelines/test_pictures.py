@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ def encoded(kind: str, size: tuple[int, int] = (37, 21), mode: str = "RGB", **op
     return buffer.getvalue()
 
 
-def decode(data: bytes, max_pixels: int = 10**6) -> Tensor:
+def decode(data: bytes | bytearray, max_pixels: int = 10**6) -> Tensor:
     return decode_picture(torch.frombuffer(bytearray(data), dtype=torch.uint8), memoryview(data), max_pixels)
 
 
@@ -49,6 +52,18 @@ def test_a_small_file_with_huge_pixels_is_refused_unread() -> None:
         decode(buffer.getvalue())
 
 
+def test_a_jpeg_whose_header_states_huge_pixels_is_refused_unread() -> None:
+    data = bytearray(encoded("JPEG"))
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = struct.pack(">HH", 60_000, 60_000)
+    with pytest.raises(PictureError, match=r"60000 x 60000 pixels, more than data.max_pixels=100000000"):
+        decode(data, 100_000_000)
+    # Where so many pixels are allowed, its few bytes cannot hold them.
+    with pytest.raises(PictureError, match=r"unfold to 60000 x 60000 pixels") as caught:
+        decode(data, 2**40)
+    assert caught.value.cause == "too_large"
+
+
 def test_a_small_file_that_unfolds_to_much_is_refused_unread() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (3000, 3000)).save(buffer, "PNG")
@@ -76,6 +91,71 @@ def test_a_small_file_that_unfolds_to_much_is_refused_unread() -> None:
 def test_what_is_no_picture_is_named(data: bytes, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         picture_size(data)
+
+
+def png_of(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand, for forms that Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = zlib.compress(rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_are_cut_to_eight() -> None:
+    high = np.arange(12, dtype=np.uint8).reshape(2, 6) * 20
+    wide = (high.astype(int) * 256 + 77).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in wide)
+    grey, colour = decode(png_of(6, 2, 16, 0, rows)), decode(png_of(2, 2, 16, 2, rows))
+    assert grey.dtype == colour.dtype == torch.uint8
+    np.testing.assert_array_equal(grey.numpy(), np.broadcast_to(high, (3, 2, 6)))
+    np.testing.assert_array_equal(colour.permute(1, 2, 0).numpy(), high.reshape(2, 2, 3))
+
+
+def test_other_forms_of_png_become_rgb() -> None:
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        assert decode(encoded("PNG", mode=mode)).shape == (3, 21, 37)
+    transparent = encoded("PNG", mode="P", transparency=bytes(range(200)))
+    np.testing.assert_array_equal(decode(transparent), decode(encoded("PNG", mode="P")))
+
+
+def sums_made_right(data: bytearray) -> None:
+    """Write the checksums of a PNG's chunks anew, as whoever means harm would."""
+    at = 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if at + 12 + length > len(data):
+            return
+        struct.pack_into(">I", data, at + 8 + length, zlib.crc32(data[at + 4 : at + 8 + length]))
+        at += 12 + length
+
+
+def test_a_damaged_png_is_an_error_and_not_the_end_of_the_process() -> None:
+    """torchvision's decoder takes the process down where a byte of the compressed pixels is changed."""
+    data = encoded("PNG")
+    for byte in range(8, len(data)):
+        changed = bytearray(data)
+        changed[byte] ^= 16
+        with pytest.raises(PictureError):
+            decode(changed)
+        sums_made_right(changed)
+        with suppress(PictureError):
+            assert decode(changed).shape[0] == 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_damaged_picture_is_decoded_or_an_error(kind: str) -> None:
+    data, random = encoded(kind), np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        for byte in random.integers(len(data), size=3):
+            changed[byte] = random.integers(256)
+        with suppress(PictureError):
+            assert decode(changed).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

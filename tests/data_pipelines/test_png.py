@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -24,6 +25,22 @@ def test_maps_of_other_writers_are_read() -> None:
     buffer = io.BytesIO()
     Image.fromarray(ids).save(buffer, "PNG", optimize=True)
     np.testing.assert_array_equal(decode_label_map(buffer.getvalue()), ids)
+
+
+def test_a_palette_is_ids_and_a_damaged_map_an_error() -> None:
+    ids = (np.arange(35 * 20).reshape(35, 20) // 7 % 19).astype(np.uint8)
+    buffer = io.BytesIO()
+    palette = Image.fromarray(ids).convert("P")
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(buffer, "PNG")
+    data = buffer.getvalue()
+    np.testing.assert_array_equal(decode_label_map(data), ids)
+    for written in (data, encode_label_map(ids), encode_label_map(ids.astype(int) + 300)):
+        for byte in range(33, len(written) - 12):
+            changed = bytearray(written)
+            changed[byte] ^= 16
+            with suppress(ValueError):  # the quick way does not read the sum of a chunk, but zlib's own
+                np.testing.assert_array_equal(decode_label_map(bytes(changed)), decode_label_map(written))
 
 
 def test_what_is_no_map_is_refused() -> None:

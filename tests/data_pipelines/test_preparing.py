@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segclip.data_pipelines.build_options import Options
 from segclip.data_pipelines.png import decode_label_map
-from segclip.data_pipelines.preparing import Options, Preparer, RefusedError
-from segclip.data_pipelines.sources import Raw
+from segclip.data_pipelines.preparing import Preparer, RefusedError
+from segclip.data_pipelines.source_types import Raw
 from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
 from tests.data_pipelines.photos import photo
 

@@ -23,7 +23,7 @@ from segclip.data_pipelines.quarantine import check_budget, substitutes
 from segclip.data_pipelines.samples import Batch, join_batches
 from segclip.data_pipelines.shards import pack
 from segclip.data_pipelines.tar import group_samples
-from tests.data_pipelines.faulty_server import faulty_server, status
+from tests.data_pipelines.faulty_server import Fault, faulty_server, reset_after, slow_first_byte, status
 
 
 def _jpeg(side: int) -> bytes:
@@ -209,18 +209,35 @@ def test_a_set_without_one_good_sample_is_an_error(
         next(iter(open_stream(nothing)))
 
 
-def test_a_store_out_of_reach_stops_the_run_under_either_policy(tolerant: DataConfig, broken: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (status(500), r"tar cannot be reached: .*500"),
+        (status(503), r"tar cannot be reached: .*503"),
+        (status(403), r"access to .*tar is denied"),
+        (slow_first_byte(20), r"tar cannot be reached: "),
+        (reset_after(10), r"tar cannot be reached: "),
+    ],
+    ids=["500", "503", "403", "timeout", "reset"],
+)
+def test_a_store_out_of_reach_stops_the_run_under_either_policy(
+    tolerant: DataConfig, broken: Path, fault: Fault, message: str
+) -> None:
     """What cannot be had today may be there tomorrow: a resumed run would see another order."""
     with faulty_server() as server:
         for path in broken.iterdir():
             server.content[f"/set/{path.name}"] = path.read_bytes()
         remote = tolerant.model_copy(
-            update={"shards": f"{server.url}/set", "store": StoreConfig(retries=1, retry_seconds=3)}
+            update={
+                "shards": f"{server.url}/set",
+                "store": StoreConfig(retries=1, retry_seconds=3, stall_seconds=0.4),
+            }
         )
         stream = open_stream(remote)
-        server.always = status(500)
-        with pytest.raises(ValueError, match=r"tar cannot be reached: .*500"):
+        server.always = fault
+        with pytest.raises(ValueError, match=message):
             next(iter(stream))
+        assert not stream.bad_shards
 
 
 def test_a_missing_shard_is_quarantined_and_counted(

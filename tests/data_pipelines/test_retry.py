@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
@@ -7,7 +8,7 @@ import pytest
 
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
-from segclip.data_pipelines.retry import Attempts, RetryPolicy, parse_retry_after
+from segclip.data_pipelines.retry import Attempts, RetryPolicy, Throttle, parse_retry_after
 
 
 def test_delays_double_up_to_a_limit_and_differ() -> None:
@@ -25,11 +26,29 @@ def test_delays_double_up_to_a_limit_and_differ() -> None:
         ("Thu, 01 Jan 1970 00:16:45 GMT", 5.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("soon", 0.0),
+        ("\xb2", 0.0),
+        ("", 0.0),
         ("-3", 0.0),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float) -> None:
     assert parse_retry_after(header, now=1000.0) == seconds
+
+
+def test_an_answer_that_is_no_http_asks_for_no_pause() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"what?\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        throttle = Throttle(lambda path: f"http://127.0.0.1:{server.getsockname()[1]}/{path}", 5.0)
+        assert throttle.pause("x.tar") == 0.0
+        thread.join(5)
 
 
 def attempts(retries: int, seconds: float = 10.0) -> tuple[Attempts, Counters]:

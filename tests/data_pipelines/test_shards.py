@@ -10,6 +10,7 @@ from segclip.data_pipelines.manifest import parse_manifest, read_manifest
 from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards
 from segclip.data_pipelines.shards import pack, verify_set, write_set
 from segclip.data_pipelines.tar import group_samples
+from tests.data_pipelines.faulty_server import faulty_server
 
 
 def test_a_set_holds_what_its_manifest_states(scene_set: Path) -> None:
@@ -80,6 +81,22 @@ def test_verify_finds_every_difference(copy: Path) -> None:
     (copy / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"00002.tar holds 17 samples, the manifest states 16"):
         verify_set(str(copy))
+
+
+def test_verify_finds_tars_that_nobody_reads(copy: Path) -> None:
+    shutil.copy(copy / "00002.tar", copy / "00006.tar")
+    with pytest.raises(
+        ValueError, match=r"holds 1 tars that its manifest does not name, the first is 00006.tar"
+    ):
+        verify_set(str(copy))
+
+
+def test_verify_says_what_it_cannot_know(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with faulty_server() as server:
+        for path in copy.iterdir():
+            server.content[f"/set/{path.name}"] = path.read_bytes()
+        assert verify_set(f"{server.url}/set").samples == 100
+    assert "cannot be listed" in caplog.text
 
 
 @pytest.mark.parametrize(

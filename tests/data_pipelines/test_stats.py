@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
 
 from segclip.data_pipelines.png import decode_label_map, encode_label_map
 from segclip.data_pipelines.scenes import draw_scenes
@@ -74,6 +76,21 @@ def test_what_samples_lack_is_counted(tmp_path: Path) -> None:
 
 def make_broken(number: int) -> tuple[bytes, int]:
     return pack([("a", {"jpg": b"<html>", "txt": b"x"})])
+
+
+def make_bomb(number: int) -> tuple[bytes, int]:
+    """A map whose header states 60,000 x 60,000 ids beside a picture of 4 x 4."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    ids = bytearray(encode_label_map(np.zeros((4, 4), dtype=int)))
+    ids[16:24] = (60_000).to_bytes(4, "big") * 2
+    return pack([("a", {"png": buffer.getvalue(), "txt": b"x", "superpixels.png": bytes(ids)})])
+
+
+def test_a_map_is_no_larger_than_its_picture(tmp_path: Path) -> None:
+    write_set(str(tmp_path), make_bomb, 1, processes=1, superpixels=None, source={})
+    with pytest.raises(ValueError, match=r"sample 'a' of shard .*its superpixel map is 60000 x 60000"):
+        set_stats(str(tmp_path))
 
 
 def test_a_broken_sample_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from segclip.data_pipelines import store
+from segclip.data_pipelines.config import StoreConfig
+from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.store import Entry, normalise_url, open_store, read_before_fork, upload
 
 
@@ -37,6 +40,40 @@ def test_paths_and_urls_name_the_same_folder(tmp_path: Path, monkeypatch: pytest
 def test_bad_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         normalise_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hidden@example.org/set",
+        "https://hidden@example.org/set",
+        "s3://key:hidden@bucket/set",
+        "https://example.org/set?X-Amz-Signature=hidden",
+        "https://example.org/set#hidden",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"never from a URL") as caught:
+        open_store(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_signature_in_a_message_of_the_client_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account's shared signature is part of the URL of each request."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_STORAGE_SAS_KEY", "sv=2024&sig=hidden%3D")
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+        settings = StoreConfig(retries=0, connect_seconds=1)
+        with pytest.raises(StoreError, match="cannot be reached") as caught:
+            open_store("az://container/set", settings=settings).get("x.tar")
+    assert "hidden" not in str(caught.value)
+    message = store._short(
+        OSError('Error performing GET https://h/c/x.tar?sv=1&sig=hidden in 1s - "https://h?sig=hidden"')
+    )
+    assert message == 'Error performing GET https://h/c/x.tar?... in 1s - "https://h?..."'
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
