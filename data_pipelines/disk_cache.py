@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from segclip.data_pipelines.buffers import buffer, fill
 from segclip.data_pipelines.counters import Counters
 
 __all__ = ["DiskCache"]
@@ -54,7 +55,7 @@ class DiskCache:
                 "set data.store.cache_dir to a folder on a local disk, or to null"
             ) from error
 
-    def get(self, sha256: str, size: int, fetch: Callable[[], bytearray]) -> bytearray:
+    def get(self, sha256: str, size: int, fetch: Callable[[], memoryview]) -> memoryview:
         """The content with a sum, from the disk, or else fetched and kept.
 
         Args:
@@ -75,14 +76,14 @@ class DiskCache:
                 self._keep(sha256, content, descriptor)
                 return content
 
-    def _read(self, sha256: str, size: int) -> bytearray | None:
+    def _read(self, sha256: str, size: int) -> memoryview | None:
         """A kept shard, if it is there and right; one that is not is removed."""
         path = self._shards / sha256
-        content = bytearray(size)
+        content = buffer(size)
         try:
             with path.open("rb", buffering=0) as file:
                 stated = os.fstat(file.fileno()).st_size
-                whole = stated == size and _read_into(file.fileno(), content) == size
+                whole = stated == size and fill(file.fileno(), content) == size
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -113,15 +114,15 @@ class DiskCache:
         finally:
             os.close(descriptor)
 
-    def _keep(self, sha256: str, content: bytearray, descriptor: int) -> None:
+    def _keep(self, sha256: str, content: memoryview, descriptor: int) -> None:
         """Write a fetched shard if there is room. A full or broken disk costs the cache, never the run."""
         try:
             if not self._reserve(sha256, len(content), descriptor):
                 self._counters.add("cache/no_room")
                 return
-            view, at = memoryview(content), 0
-            while at < len(view):
-                at += os.pwrite(descriptor, view[at:], at)
+            at = 0
+            while at < len(content):
+                at += os.pwrite(descriptor, content[at:], at)
             os.rename(self._partial / sha256, self._shards / sha256)
         except OSError as error:
             self._counters.add("cache/unwritten")
@@ -178,17 +179,6 @@ class DiskCache:
         if not self._warned:
             self._warned = True
             log.warning("the cache folder %s %s, shards are fetched again: %s", self._folder, what, error)
-
-
-def _read_into(descriptor: int, content: bytearray) -> int:
-    """Fill ``content`` from a file; returns how many bytes it had."""
-    view, at = memoryview(content), 0
-    while at < len(view):
-        count = os.readv(descriptor, [view[at:]])
-        if count == 0:
-            break
-        at += count
-    return at
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

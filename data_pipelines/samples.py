@@ -82,7 +82,7 @@ class Box:
     width: int
 
 
-def open_shard(name: str, content: bytearray) -> Shard:
+def open_shard(name: str, content: bytearray | memoryview) -> Shard:
     """Index the samples of a shard. The content is shared, not copied."""
     data = torch.from_numpy(np.frombuffer(content, dtype=np.uint8))
     return Shard(name, data, memoryview(content), group_samples(content, name))

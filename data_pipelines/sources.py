@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
+from segclip.data_pipelines.buffers import read_file
 from segclip.data_pipelines.manifest import MANIFEST, SHARD_PATH, read_manifest
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
 from segclip.data_pipelines.store import Store, local_path, normalise_url, open_store
@@ -394,14 +395,14 @@ def _is_missing(error: ValueError) -> bool:
     return isinstance(error.__cause__, FileNotFoundError)
 
 
-def _fetch(url: str) -> bytearray:
+def _fetch(url: str) -> memoryview:
     """An object by its whole URL."""
     folder, _, name = url.rpartition("/")
     path = local_path(url)
     if path is not None:
         if not path.is_file():
             raise ValueError(f"{path} does not exist: check the path")
-        return bytearray(path.read_bytes())
+        return read_file(path)
     return opened(folder).get(name)
 
 
@@ -485,7 +486,7 @@ class ShardUnit:
 @dataclass(frozen=True)
 class _Tar:
     url: str
-    data: bytearray
+    data: memoryview
     samples: list[SampleIndex]
     names: Counter[str]  # how many members each key has, pickles included
 
