@@ -146,13 +146,14 @@ class RangedReader:
             del head
         else:
             content, done = buffer(size), 0
-        starts = range(done, len(content), self._part)
+        part = self._part_of(len(content) - done)
+        starts = range(done, len(content), part)
         if len(starts) == 1:
             self._fill(path, content, done, len(content), identity, stop)
             return content
         pending = [
             self._pool().submit(
-                self._fill, path, content, start, min(start + self._part, len(content)), identity, stop
+                self._fill, path, content, start, min(start + part, len(content)), identity, stop
             )
             for start in starts
         ]
@@ -168,6 +169,13 @@ class RangedReader:
         for each in finished:
             each.result()
         return content
+
+    def _part_of(self, length: int) -> int:
+        """Size of the ranges of ``length`` bytes: the one set, or less, so that all connections end together."""
+        parts = -(-length // self._part)
+        if parts > self._connections:
+            parts = -(-parts // self._connections) * self._connections
+        return max(1, -(-length // max(1, parts)))
 
     def _fill(
         self, path: str, view: memoryview, start: int, end: int, identity: _Identity, stop: threading.Event
