@@ -21,8 +21,7 @@ from benchmarks.report import ROOT
 
 __all__ = ["CASES", "end_to_end", "memory", "raw_reading", "run_case", "shaped_reading", "superpixel_step"]
 
-BATCH, PATCH = 64, 16
-MEMORY_BATCH = 32
+BATCH, PATCH = 32, 16
 RATE, FIRST_BYTE = 90e6, 0.03
 SIGNED_FOR = timedelta(hours=2)
 
@@ -99,7 +98,7 @@ def superpixel_step(pictures: int, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"fast_slic": importlib.util.find_spec("fast_slic") is not None}
     for side, shown in (("341x256", whole), ("224x224", [each[:224, :224].copy() for each in whole])):
         seconds: dict[str, list[float]] = {name: [] for name in methods}
-        for name, method in methods.items():
+        for method in methods.values():
             compute_superpixels(shown[0], method)
         for _ in range(rounds):
             spent = dict.fromkeys(methods, 0.0)
@@ -217,19 +216,22 @@ def memory(url: str, workers: int, epochs: list[int]) -> dict[str, Any]:
     """
     from segclip.data_pipelines.config import DataConfig, StoreConfig
     from segclip.data_pipelines.loader import build_loader
+    from segclip.data_pipelines.manifest import read_manifest
 
+    shards = read_manifest(url).shards
+    largest = max(shard.bytes for shard in shards)
     config = DataConfig(
         shards=url,
         workers=workers,
         lanes=workers,
-        shuffle_block=MEMORY_BATCH,
-        # Too little to keep the set: every epoch reads it again.
-        store=StoreConfig(prefetch_mib=1),
+        shuffle_block=BATCH,
+        # Room for one shard, so that every epoch reads the set again.
+        store=StoreConfig(prefetch_mib=-(-largest // 2**20)),
     )
-    stream = build_loader(config, patch_size=PATCH, rank=0, world_size=1, batch_size=MEMORY_BATCH, seed=0)
-    per_epoch, rest = divmod(stream.samples, MEMORY_BATCH)
+    stream = build_loader(config, patch_size=PATCH, rank=0, world_size=1, batch_size=BATCH, seed=0)
+    per_epoch, rest = divmod(stream.samples, BATCH)
     if rest:
-        raise ValueError(f"{stream.samples} samples are no multiple of {MEMORY_BATCH}")
+        raise ValueError(f"{stream.samples} samples are no multiple of {BATCH}")
     found: dict[int, list[list[float]]] = {epoch: [] for epoch in epochs}
     for step, _ in enumerate(stream):
         epoch = step // per_epoch + 1
@@ -241,6 +243,10 @@ def memory(url: str, workers: int, epochs: list[int]) -> dict[str, Any]:
                 raise RuntimeError(f"{len(pids) - 1} workers are running, {workers} were asked for")
             found[epoch].append([_resident_mib(pid) for pid in pids])
     stream.close()
+    if stream.counts["store/bytes"] < max(epochs) / 2 * sum(shard.bytes for shard in shards):
+        raise RuntimeError(
+            f"{stream.counts['store/bytes']} bytes were read in {max(epochs)} epochs: the set was kept"
+        )
     return {
         "mib": [statistics.median(map(sum, each)) for each in found.values()],
         "main_mib": [statistics.median(row[0] for row in each) for each in found.values()],

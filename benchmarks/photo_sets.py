@@ -26,11 +26,14 @@ __all__ = ["SIZE", "captions", "photos", "write_photo_set"]
 
 SIZE = (341, 256)  # width, height
 SUPERPIXELS = SuperpixelMethod(segments=64)
-_WORDS = """a the two three small large old young red green blue white dark bright wooden empty busy quiet wet
-person man woman child dog cat horse bird bus train bicycle boat table chair window street field beach mountain kitchen
-market bridge garden river tree flower plate cup book phone camera umbrella hat coat ball kite board rocket motorcycle
-standing sitting riding holding watching eating walking waiting playing looking near behind beside above under with and
-on in of at from to during before after morning evening winter summer rain snow sunlight shadow crowd""".split()
+_WORDS = """
+a the two three small large old young red green blue white dark bright wooden empty busy quiet wet
+person man woman child dog cat horse bird bus train bicycle boat table chair window street field
+beach mountain kitchen market bridge garden river tree flower plate cup book phone camera umbrella
+hat coat ball kite board rocket motorcycle standing sitting riding holding watching eating walking
+waiting playing looking near behind beside above under with and on in of at from to during before
+after morning evening winter summer rain snow sunlight shadow crowd
+"""
 
 
 @lru_cache(maxsize=1)
@@ -61,10 +64,10 @@ def photos(count: int, seed: int = 0) -> Iterator[NDArray[np.uint8]]:
 
 def captions(count: int, seed: int = 0) -> list[str]:
     """Captions of 7 to 15 words, no two the same."""
-    draw = random.Random(seed)
+    draw, words = random.Random(seed), _WORDS.split()
     found: dict[str, None] = {}
     while len(found) < count:
-        found[" ".join(draw.choices(_WORDS, k=draw.randint(7, 15)))] = None
+        found[" ".join(draw.choices(words, k=draw.randint(7, 15)))] = None
     return list(found)
 
 

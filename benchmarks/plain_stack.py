@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -53,9 +54,7 @@ def plain_stream(
         ``none``, patch labels int64 [B, L].
     """
     import webdataset as wds
-    from open_clip.tokenizer import SimpleTokenizer
 
-    tokenizer = SimpleTokenizer(context_length=words)
     wanted = ("jpg", "txt", "superpixels.png") if superpixels == "stored" else ("jpg", "txt")
     dataset = (
         wds.WebDataset(
@@ -63,10 +62,18 @@ def plain_stream(
         )
         .shuffle(SHUFFLE)
         .decode("pil", only=["jpg", "txt", "superpixels.png"])
-        .map(_transform(superpixels, tokenizer, size, patch_size))
+        .map(_transform(superpixels, _tokenizer(words), size, patch_size))
         .batched(batch_size)
     )
     return iter(dataset)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(words: int) -> Callable[[str], Tensor]:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer: Callable[[str], Tensor] = SimpleTokenizer(context_length=words)
+    return tokenizer
 
 
 def _transform(

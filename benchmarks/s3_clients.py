@@ -1,7 +1,7 @@
 """Reading whole objects from S3 by the clients that people use, each in the fastest way it has.
 
-Every reader leaves the object in memory, in one piece, as this project's does; s5cmd, a program of its own, leaves files
-in a folder that lies in memory where the machine has one. A client that is not installed is left out by name.
+Every reader leaves the object in memory, in one piece, as this project's does; s5cmd, a program of its own, leaves
+files in a folder that lies in memory where the machine has one. A client that is not installed is left out by name.
 """
 
 from __future__ import annotations
