@@ -12,9 +12,9 @@ end to end   From opening the set to the last batch of one pass, on one core (al
              every shard, decode, random crop of 50 to 100 %, bicubic and antialiased to 224, uint8; tokens; patch
              labels by vote from the stored map. Normalising is left to the device. Plain: webdataset with ``pipe:``,
              Pillow, torchvision's RandomResizedCrop (bicubic), ToTensor, Normalize, open_clip's tokenizer; it has no
-             checksums and passes over the maps unread, as a recipe without superpixels would: the ratio says what our stream
-             costs with them against one without. A second ratio has it read, crop and reduce the maps too. Both
-             shuffle 1000 samples. That each gave every sample exactly once is checked in every pass.
+             checksums and passes over the maps unread, as a recipe without superpixels would: the ratio is of our
+             stream with them to one without. A second ratio has it read, crop and reduce the maps too. Both shuffle
+             1000 samples. That each gave every sample exactly once is checked in every pass.
 superpixels  Where shards store no maps: fast-slic (64 regions) beside scikit-image's Felzenszwalb (224, 0.9, 224), the
              computation alone, on the same pictures; and end to end, both on the whole picture before the crop.
 raw          Whole shards of random bytes to memory, one after the other, all cores open to client and server; see

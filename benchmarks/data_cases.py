@@ -19,7 +19,16 @@ from typing import Any
 
 from benchmarks.report import ROOT
 
-__all__ = ["CASES", "end_to_end", "memory", "raw_reading", "run_case", "shaped_reading", "superpixel_step"]
+__all__ = [
+    "CASES",
+    "check_seen",
+    "end_to_end",
+    "memory",
+    "raw_reading",
+    "run_case",
+    "shaped_reading",
+    "superpixel_step",
+]
 
 BATCH, PATCH = 32, 16
 RATE, FIRST_BYTE = 90e6, 0.03
@@ -71,11 +80,17 @@ def end_to_end(url: str, superpixels: str, stacks: list[str], rounds: int) -> di
             if turn:
                 seconds[stack].append(time.perf_counter() - begin)
                 cpu_seconds[stack].append(_cpu_seconds() - cpu)
-            if sorted(seen) != captions:
-                raise RuntimeError(
-                    f"the stack {stack!r} gave {len(seen)} samples ({len(set(seen))} different) of {len(captions)}"
-                )
+            check_seen(stack, seen, captions)
     return {"samples": len(captions), "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def check_seen(stack: str, seen: list[str], captions: list[str]) -> None:
+    """Raise ``RuntimeError`` unless a stack has given each caption of the sorted ``captions`` once."""
+    if sorted(seen) != captions:
+        known = len(set(seen) & set(captions))
+        raise RuntimeError(
+            f"{stack} gave {len(seen)} samples, {known} of the set's {len(captions)} among them"
+        )
 
 
 def superpixel_step(pictures: int, rounds: int) -> dict[str, Any]:
