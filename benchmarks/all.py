@@ -13,7 +13,17 @@ from pathlib import Path
 
 from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
 
-HELPERS = {"__init__", "all", "kernel_cases", "report"}
+HELPERS = {
+    "__init__",
+    "all",
+    "data_cases",
+    "kernel_cases",
+    "photo_sets",
+    "plain_stack",
+    "report",
+    "s3_clients",
+    "shaping_proxy",
+}
 NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize"}
 
 

@@ -49,7 +49,7 @@ class StoreConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     connections: int = Field(default=8, ge=1, description="Ranges each worker reads at a time.")
-    range_mib: int = Field(default=8, ge=1, description="Size of a range in MiB.")
+    range_mib: int = Field(default=8, ge=1, description="Largest size of a range in MiB.")
     connect_seconds: float = Field(default=5.0, gt=0, description="Longest wait for a connection.")
     stall_seconds: float = Field(
         default=10.0, gt=0, description="Longest wait for the first byte, and from one to the next."

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from segclip.data_pipelines.buffers import buffer, fill
 from segclip.data_pipelines.counters import Counters
 
 __all__ = ["DiskCache"]
@@ -54,7 +55,7 @@ class DiskCache:
                 "set data.store.cache_dir to a folder on a local disk, or to null"
             ) from error
 
-    def get(self, sha256: str, size: int, fetch: Callable[[], bytearray]) -> bytearray:
+    def get(self, sha256: str, size: int, fetch: Callable[[], memoryview]) -> memoryview:
         """The content with a sum, from the disk, or else fetched and kept.
 
         Args:
@@ -63,9 +64,9 @@ class DiskCache:
             fetch: gets the content where it is not on the disk, and has verified it; its errors, which are no
                 ``OSError``, are passed on.
         """
-        fetched: list[bytearray] = []
+        fetched: list[memoryview] = []
 
-        def once() -> bytearray:
+        def once() -> memoryview:
             fetched.append(fetch())
             return fetched[0]
 
@@ -76,7 +77,7 @@ class DiskCache:
             self._trouble("cannot be used", error)
             return fetched[0] if fetched else fetch()
 
-    def _get(self, sha256: str, size: int, fetch: Callable[[], bytearray]) -> bytearray:
+    def _get(self, sha256: str, size: int, fetch: Callable[[], memoryview]) -> memoryview:
         while True:
             content = self._read(sha256, size)
             if content is not None:
@@ -90,14 +91,14 @@ class DiskCache:
                 self._keep(sha256, content, descriptor)
                 return content
 
-    def _read(self, sha256: str, size: int) -> bytearray | None:
+    def _read(self, sha256: str, size: int) -> memoryview | None:
         """A kept shard, if it is there and right; one that is not is removed."""
         path = self._shards / sha256
-        content = bytearray(size)
+        content = buffer(size)
         try:
             with path.open("rb", buffering=0) as file:
                 stated = os.fstat(file.fileno()).st_size
-                whole = stated == size and _read_into(file.fileno(), content) == size
+                whole = stated == size and fill(file.fileno(), content) == size
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -129,15 +130,15 @@ class DiskCache:
         finally:
             _release(descriptor)
 
-    def _keep(self, sha256: str, content: bytearray, descriptor: int) -> None:
+    def _keep(self, sha256: str, content: memoryview, descriptor: int) -> None:
         """Write a fetched shard if there is room. A full or broken disk costs the cache, never the run."""
         try:
             if not self._reserve(sha256, len(content), descriptor):
                 self._counters.add("cache/no_room")
                 return
-            view, at = memoryview(content), 0
-            while at < len(view):
-                at += os.pwrite(descriptor, view[at:], at)
+            at = 0
+            while at < len(content):
+                at += os.pwrite(descriptor, content[at:], at)
             os.rename(self._partial / sha256, self._shards / sha256)
         except OSError as error:
             self._counters.add("cache/unwritten")
@@ -202,17 +203,6 @@ def _release(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
-
-
-def _read_into(descriptor: int, content: bytearray) -> int:
-    """Fill ``content`` from a file; returns how many bytes it had."""
-    view, at = memoryview(content), 0
-    while at < len(view):
-        count = os.readv(descriptor, [view[at:]])
-        if count == 0:
-            break
-        at += count
-    return at
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

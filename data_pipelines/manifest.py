@@ -101,7 +101,9 @@ def read_manifest(source: str | Store, *, allow_pipe: bool = False) -> Manifest:
     return parse_manifest(read_before_fork(url, MANIFEST, allow_pipe=allow_pipe), f"{url}/{MANIFEST}")
 
 
-def check_shard(entry: ShardEntry, content: bytes | bytearray, url: str, *, checksum: bool = True) -> None:
+def check_shard(
+    entry: ShardEntry, content: bytes | bytearray | memoryview, url: str, *, checksum: bool = True
+) -> None:
     """Raise ``BadShard`` (a ``ValueError``) unless the bytes of a shard are those the manifest states."""
     if len(content) != entry.bytes:
         raise BadShard(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 
+from segclip.data_pipelines.buffers import buffer
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
 
@@ -37,7 +38,7 @@ class PipeReader:
     def __init__(self, url: str, counters: Counters) -> None:
         self._url, self._counters = url, counters
 
-    def read(self, path: str, size: int | None = None) -> bytearray:
+    def read(self, path: str, size: int | None = None) -> memoryview:
         """What the command prints for an object; its path is quoted for the shell.
 
         Raises:
@@ -53,4 +54,6 @@ class PipeReader:
             raise StoreError(
                 "length", f"{command!r} printed {len(done.stdout)} bytes where {size} are expected"
             )
-        return bytearray(done.stdout)
+        content = buffer(len(done.stdout))
+        content[:] = done.stdout
+        return content

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import obstore
 
+from segclip.data_pipelines.buffers import buffer
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
@@ -51,7 +52,7 @@ def recognise(content: bytes | bytearray | memoryview, where: str) -> None:
 class ObjectReader(Protocol):
     """Reads objects of one store by their path."""
 
-    def read(self, path: str, size: int | None = None) -> bytearray: ...
+    def read(self, path: str, size: int | None = None) -> memoryview: ...
 
 
 class _Identity:
@@ -107,7 +108,7 @@ class RangedReader:
         # Answers in a row that gave everything where a range was asked for. One may be a proxy's hiccup.
         self._whole_answers = 0
 
-    def read(self, path: str, size: int | None = None) -> bytearray:
+    def read(self, path: str, size: int | None = None) -> memoryview:
         """A whole object.
 
         Args:
@@ -131,29 +132,28 @@ class RangedReader:
         self._whole_answers += 1
         return content
 
-    def _read_ranges(self, path: str, size: int | None) -> bytearray:
+    def _read_ranges(self, path: str, size: int | None) -> memoryview:
         stop = threading.Event()
         identity = _Identity(f"{self._url}/{path}", size)
         if size is None:
-            head = bytearray(self._part)
-            done = self._fill(path, memoryview(head), 0, self._part, identity, stop)
+            head = buffer(self._part)
+            done = self._fill(path, head, 0, self._part, identity, stop)
             assert identity.size is not None
             if identity.size <= done:
-                del head[done:]
-                return head
-            content = bytearray(identity.size)
+                return head[:done]
+            content = buffer(identity.size)
             content[:done] = head
             del head
         else:
-            content, done = bytearray(size), 0
-        view = memoryview(content)
-        starts = range(done, len(content), self._part)
+            content, done = buffer(size), 0
+        part = self._part_of(len(content) - done)
+        starts = range(done, len(content), part)
         if len(starts) == 1:
-            self._fill(path, view, done, len(content), identity, stop)
+            self._fill(path, content, done, len(content), identity, stop)
             return content
         pending = [
             self._pool().submit(
-                self._fill, path, view, start, min(start + self._part, len(content)), identity, stop
+                self._fill, path, content, start, min(start + part, len(content)), identity, stop
             )
             for start in starts
         ]
@@ -169,6 +169,13 @@ class RangedReader:
         for each in finished:
             each.result()
         return content
+
+    def _part_of(self, length: int) -> int:
+        """Size of the ranges of ``length`` bytes: the one set, or less, so that all connections end together."""
+        parts = -(-length // self._part)
+        if parts > self._connections:
+            parts = -(-parts // self._connections) * self._connections
+        return max(1, -(-length // max(1, parts)))
 
     def _fill(
         self, path: str, view: memoryview, start: int, end: int, identity: _Identity, stop: threading.Event
@@ -201,7 +208,7 @@ class RangedReader:
                 self._retry(attempts, error, path)
         return at
 
-    def _read_whole(self, path: str, size: int | None) -> bytearray:
+    def _read_whole(self, path: str, size: int | None) -> memoryview:
         """The object in one request, for servers that know no ranges."""
         attempts = Attempts(self._policy, self._counters, threading.Event())
         where = f"{self._url}/{path}"
@@ -215,7 +222,7 @@ class RangedReader:
                     recognise(content, where)
                     raise StoreError("length", _wrong_length(where, len(content), size))
                 self._counters.add("store/whole_bodies")
-                return content
+                return memoryview(content)
             except (StoreError, OSError, obstore.exceptions.BaseError) as error:
                 self._retry(attempts, error, path)
 

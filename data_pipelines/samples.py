@@ -82,7 +82,7 @@ class Box:
     width: int
 
 
-def open_shard(name: str, content: bytearray) -> Shard:
+def open_shard(name: str, content: bytearray | memoryview) -> Shard:
     """Index the samples of a shard. The content is shared, not copied."""
     data = torch.from_numpy(np.frombuffer(content, dtype=np.uint8))
     return Shard(name, data, memoryview(content), group_samples(content, name))
@@ -160,9 +160,9 @@ class SampleMaker:
         images_BCHW = torch.empty((len(samples), 3, size, size), dtype=torch.uint8)
         for b, (picture_CHW, box) in enumerate(zip(pictures, boxes, strict=True)):
             images_BCHW[b] = _resize(picture_CHW, box, size)
-        maps_BHW = np.empty((len(samples), size, size), dtype=np.int64)
-        for b, (map_HW, box) in enumerate(zip(maps, boxes, strict=True)):
-            maps_BHW[b] = _resize_nearest(map_HW, box, size)
+        cut_maps = [_resize_nearest(map_HW, box, size) for map_HW, box in zip(maps, boxes, strict=True)]
+        # Mostly bytes; kept as narrow as the widest of them.
+        maps_BHW = np.stack(cut_maps)
         if config.flip:
             mirrored_B = uniform_numpy(self.seed, Purpose.FLIP, positions, 1)[:, 0] < 0.5
             maps_BHW[mirrored_B] = maps_BHW[mirrored_B, :, ::-1]

@@ -61,7 +61,7 @@ class ShardReader:
             )
         return shard
 
-    def _content(self, entry: ShardEntry) -> bytearray:
+    def _content(self, entry: ShardEntry) -> memoryview:
         try:
             if self._cache is None:
                 return self._fetch(entry, self._checksum)
@@ -72,7 +72,7 @@ class ShardReader:
                 raise BadShard(error.cause, str(error)) from error
             raise
 
-    def _fetch(self, entry: ShardEntry, checksum: bool) -> bytearray:
+    def _fetch(self, entry: ShardEntry, checksum: bool) -> memoryview:
         try:
             return self._fetch_once(entry, checksum)
         except BadShard as error:
@@ -82,7 +82,7 @@ class ShardReader:
             self._counters.add("store/retries/checksum")
             return self._fetch_once(entry, checksum)
 
-    def _fetch_once(self, entry: ShardEntry, checksum: bool) -> bytearray:
+    def _fetch_once(self, entry: ShardEntry, checksum: bool) -> memoryview:
         content = self._store.get(entry.path, entry.bytes)
         check_shard(entry, content, self._store.url, checksum=checksum)
         return content

@@ -56,15 +56,16 @@ class ShardWindow:
             self._shards.pop(number).cancel()
         for number in sorted(wanted):
             self._start(number)
-        room = self._limit - sum(self._sizes[number] for number in self._shards)
-        if room < 0 and not self._warned:
+        standing = sum(self._sizes[number] for number in wanted)
+        if standing > self._limit and not self._warned:
             self._warned = True
             log.warning(
                 "the shards that this worker's lanes stand in take %d MiB, above data.store.prefetch_mib = %d: "
                 "nothing is fetched ahead; raise it, use more workers, or write smaller shards",
-                sum(self._sizes[number] for number in wanted) >> 20,
+                standing >> 20,
                 self._limit >> 20,
             )
+        room = self._limit - sum(self._sizes[number] for number in self._shards)
         for number in sorted(later - self._shards.keys()):
             room -= self._sizes[number]
             if room < 0:

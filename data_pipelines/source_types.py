@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
+from segclip.data_pipelines.buffers import read_file
 from segclip.data_pipelines.store import Store, local_path, open_store
 
 __all__ = ["Raw", "Rejected", "Source", "Unit", "digest_of", "fetched", "opened"]
@@ -85,14 +86,14 @@ def opened(url: str) -> Store:
     return open_store(url)
 
 
-def fetched(url: str) -> bytearray:
+def fetched(url: str) -> memoryview:
     """An object by its whole URL."""
     folder, _, name = url.rpartition("/")
     path = local_path(url)
     if path is not None:
         if not path.is_file():
             raise ValueError(f"{path} does not exist: check the path")
-        return bytearray(path.read_bytes())
+        return read_file(path)
     return opened(folder).get(name)
 
 

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 import obstore
 import obstore.store
 
+from segclip.data_pipelines.buffers import read_file
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
@@ -130,7 +131,7 @@ class Store:
     counters: Counters = field(default_factory=Counters)
     reader: ObjectReader | None = None
 
-    def get(self, path: str, size: int | None = None) -> bytearray:
+    def get(self, path: str, size: int | None = None) -> memoryview:
         """The whole object, writable so that tensors can be views of it.
 
         Args:
@@ -177,10 +178,17 @@ class Store:
         if self.client is None:
             raise ValueError(f"{self.url!r} can only be read from: give the URL of a store")
 
-    def _read(self, path: str, size: int | None) -> bytearray:
+    def _read(self, path: str, size: int | None) -> memoryview:
         if self.reader is not None:
             return self.reader.read(path, size)
-        content = bytearray(obstore.get(self.client, path).bytes())
+        folder = local_path(self.url)
+        assert folder is not None
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StoreError("missing", f"{path!r} leads out of {self.url}: give a path below it")
+        file = folder / path
+        if not file.is_file():
+            raise FileNotFoundError(file)
+        content = read_file(file)
         self.counters.add("store/bytes", len(content))
         return content
 

@@ -181,7 +181,7 @@ class ShardUnit:
 @dataclass(frozen=True)
 class _Tar:
     url: str
-    data: bytearray
+    data: memoryview
     samples: list[SampleIndex]
     names: Counter[str]  # how many members each key has, pickles included
 

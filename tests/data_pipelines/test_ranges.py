@@ -56,6 +56,13 @@ def test_ranges_are_put_together_in_order(server: FaultyServer, size: int | None
     assert store.counters.total() == {"store/bytes": len(BODY)}
 
 
+def test_all_connections_have_as_much_to_read(server: FaultyServer) -> None:
+    assert store_at(server, connections=2).get("x.tar", len(BODY)) == BODY
+    asked = sorted(request.range or (0, 0) for request in server.requests)
+    quarter = len(BODY) // 4
+    assert asked == [(first * quarter, (first + 1) * quarter) for first in range(4)]
+
+
 def test_ranges_are_read_at_the_same_time(server: FaultyServer) -> None:
     server.always = slow_first_byte(0.4)
     begin = time.monotonic()

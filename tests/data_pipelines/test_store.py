@@ -85,6 +85,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read_before_fork(str(tmp_path), "manifest.json")
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "../beside", "a/../../beside"])
+def test_a_path_stays_below_the_folder(tmp_path: Path, path: str) -> None:
+    (tmp_path / "beside").write_text("secret")
+    (tmp_path / "store" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="leads out of file:"):
+        open_store(str(tmp_path / "store")).get(path)
+
+
 @pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port that accepts connections and never answers."""
