@@ -51,8 +51,9 @@ setup(
         "numpy>=2,<3",
         "rich>=13,<16",
         "ftfy>=6.2,<7",
+        "psutil>=5.9,<8",
         # Tables of captions and ranges of shards; MLflow and webdataset bring them anyway.
-        "pyarrow>=15,<25",
+        "pyarrow>=15,<26",
         "braceexpand>=0.1.7,<0.2",
     ],
     extras_require={

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
+from segclip.trainer.rendezvous import Greeting, interface_towards, meet
 
 __all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "start"]
 
@@ -45,10 +46,18 @@ class RankError(UserError):
         self.is_reporter = is_reporter
 
 
-def start(timeout_seconds: float = 600.0) -> Ranks:
+def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: float = 300.0) -> Ranks:
     """Join the process group that ``deepspeed`` or ``torchrun`` describes in the environment.
 
     Without a launcher the run has one process. NCCL on CUDA, gloo on CPU.
+
+    Args:
+        config: the configuration as text, which must be the same on all ranks.
+        timeout_seconds: longest wait in a collective.
+        meeting_seconds: longest wait for the other ranks to be there; ``SEGCLIP_MEETING_SECONDS`` overrides it.
+
+    Raises:
+        RankError: a rank does not come, or its software or configuration is another.
     """
     # DeepSpeed compiles its CPU collectives on first use. One folder per environment: two environments that share
     # the default one overwrite each other's builds.
@@ -76,13 +85,36 @@ def start(timeout_seconds: float = 600.0) -> Ranks:
         # The ranks of one host share its cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
+    rank, backend = int(os.environ["RANK"]), "nccl" if on_gpu else "gloo"
+    if world_size > local_world_size:
+        # Left alone, both take the interface of the host's name, which is often one that other hosts do not reach.
+        interface = interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    try:
+        store = meet(
+            Greeting.own(rank, config),
+            world_size=world_size,
+            local_world_size=local_world_size,
+            seconds=float(os.environ.get("SEGCLIP_MEETING_SECONDS", meeting_seconds)),
+        )
+    except UserError as error:
+        # Each host says so once: what one can see is not what the other can.
+        raise RankError(str(error), is_reporter=local_rank == 0) from error
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=torch.device("cuda", local_rank) if on_gpu else None,
+    )
+
     import deepspeed  # several seconds, and not needed to refuse a misspelt configuration
 
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-        verbose=False,
-    )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if not on_gpu:
         _drop_buffer_names()
     return Ranks(

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from segclip.trainer.distributed import start
         from segclip.trainer.loop import train
 
-        ranks = start()
+        ranks = start(config.model_dump_json())
         started = True
         train(config, ranks)
     except KeyboardInterrupt:
