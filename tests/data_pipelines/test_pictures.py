@@ -164,3 +164,16 @@ def test_a_cut_picture_is_an_error(kind: str) -> None:
     for cut in (20, len(data) // 3, len(data) // 2):
         with pytest.raises(ValueError, match=r"header|decode"):
             decode(data[:cut])
+
+
+def test_a_plain_picture_of_usual_size_is_no_bomb() -> None:
+    data = encoded_plain(400)
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    assert 10 * len(data) < 3 * 400 * 400
+    assert decode_picture(tensor, memoryview(data), 10**6, 10).shape == (3, 400, 400)
+
+
+def encoded_plain(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "white").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -68,3 +70,17 @@ def test_a_map_of_another_size_is_refused_from_its_header() -> None:
         decode_label_map(bytes(data), (30, 40))
     good = encode_label_map(np.ones((30, 40), dtype=int))
     assert decode_label_map(good, (30, 40)).shape == (30, 40)
+
+
+def test_a_map_is_not_inflated_beyond_its_size() -> None:
+    """A header of 30 x 40 over compressed zeros of 64 MiB."""
+    good = encode_label_map(np.zeros((40, 30), dtype=int))
+    body = zlib.compress(bytes(64 << 20))
+    chunk = struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+    tracemalloc.start()
+    try:
+        with suppress(ValueError):
+            decode_label_map(good[:33] + chunk + good[-12:], (40, 30))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
