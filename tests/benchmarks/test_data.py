@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -175,6 +176,7 @@ def test_it_runs_whole(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.data", "--quick", "--json", path],
         cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},  # a narrow table breaks its lines
         capture_output=True,
         text=True,
         check=False,

@@ -53,7 +53,7 @@ def test_ranges_are_put_together_in_order(server: FaultyServer, size: int | None
     server.faults.append(slow_first_byte(0.3))
     assert store.get("x.tar", size) == BODY
     asked = sorted(request.range or (0, 0) for request in server.requests)
-    # Of known length, three ranges of at most a MiB; otherwise one of a MiB that tells the length, and two for the rest.
+    # Of known length, three ranges of at most a MiB; otherwise one of a MiB, which tells the length, and two.
     ends = [0, 873_814, 1_747_628, len(BODY)] if size else [0, MIB, 7 * MIB // 4, len(BODY)]
     assert asked == list(itertools.pairwise(ends))
     assert store.counters.total() == {"store/bytes": len(BODY)}
