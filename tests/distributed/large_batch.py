@@ -83,7 +83,7 @@ def run_config(losses: str, variant: str = "plain", stage: int = 1, micro_batch:
             "first_stage_layers": 2,
             "centers": 4,
             "center_init_std": 1.0,
-            "linear_init_std": 0.15,
+            "linear_init_std": 0.1,
             "embed_dim": 32,
             "text_width": 32,
             "text_heads": 2,
