@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
 
-HELPERS = {"__init__", "all", "kernel_cases", "report"}
+HELPERS = {"__init__", "all", "kernel_cases", "report", "training_case"}
 NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize"}
 
 
