@@ -7,40 +7,55 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["one_reduction"]
+__all__ = ["GradientSums", "one_reduction"]
 
 
 @contextmanager
 def one_reduction(engine: Any) -> Iterator[Callable[[], None]]:
     """Inside, backward passes add up on each rank; on leaving, gradients are averaged over ranks once.
 
-    Yields a function that is to be called after every backward pass. Every pass must reach the same parameters.
+    Between passes each rank holds the gradients of all parameters, at any ZeRO stage.
 
-    Between passes each rank holds the gradients of all parameters, at any ZeRO stage: in the type of the parameters,
-    and a sum in float32 beside them where that type is smaller, for a sum of many small numbers in bfloat16 would
-    lose the last of them. Only the finished sum is rounded, as the gradient of a single pass would be.
+    Yields a function that is to be called after every backward pass.
     """
     # The plain optimiser and DeepSpeed's wrapper for low precision without ZeRO cannot coalesce.
     coalesces = hasattr(engine.optimizer, "_coalesce_grad_reduction")
-    sums: dict[torch.nn.Parameter, Tensor] = {}
+    sums = GradientSums(engine.module)
     with engine.coalesce_grad_reduction() if coalesces else engine.no_sync():
-        yield lambda: _add_up(engine.module, sums)
-        for parameter, total in sums.items():
-            assert parameter.grad is not None
-            parameter.grad.copy_(total)
+        yield sums.add
+        sums.write()
     if not coalesces:
         engine.allreduce_gradients()
 
 
-@torch.no_grad()
-def _add_up(module: torch.nn.Module, sums: dict[torch.nn.Parameter, Tensor]) -> None:
-    for parameter in module.parameters():
-        if parameter.grad is None or parameter.grad.dtype.itemsize >= 4:
-            continue
-        if parameter in sums:
-            sums[parameter] += parameter.grad
-        else:
-            sums[parameter] = parameter.grad.float()
-        parameter.grad.zero_()
+class GradientSums:
+    """Sums in float32 of gradients that come in a smaller type.
+
+    A sum of many small numbers in bfloat16 would lose the last of them. Here only the finished sum is rounded, as the
+    gradient of a single pass is. Gradients in float32 are left to add up where they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._sums: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take the gradients of a backward pass; what is left in their place is zero."""
+        for parameter in self.module.parameters():
+            if parameter.grad is None or parameter.grad.dtype.itemsize >= 4:
+                continue
+            if parameter in self._sums:
+                self._sums[parameter] += parameter.grad
+            else:
+                self._sums[parameter] = parameter.grad.float()
+            parameter.grad.zero_()
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Put the sums in the gradients' place."""
+        for parameter, total in self._sums.items():
+            assert parameter.grad is not None
+            parameter.grad.copy_(total)
