@@ -91,13 +91,15 @@ def test_same_as_the_whole_batch_in_one_process(trained, ranks: int, case: tuple
 
 @pytest.mark.parametrize("case", OTHERS, ids=str)
 def test_the_same_with_uneven_passes_random_choices_and_recomputation(trained, case: tuple) -> None:
-    check_equal(trained(2, case), truth(*worker().Case(*case).truth))
+    # The compiler has its own exponential, which moves all gradients by some 1e-6.
+    bound = 2e-6 if case[3] == "compiled" else 1e-6
+    check_equal(trained(2, case), truth(*worker().Case(*case).truth), bound)
 
 
 @pytest.mark.parametrize("case", LOW, ids=str)
 def test_bf16(trained, case: tuple) -> None:
     """Losses within 1 % of those of float32 (seen: 0.4 %), the whole gradient within 5 % (seen: 3.8 %, in one pass
-    as in eight); eight passes within 1 % of one pass, for their sum is kept in float32."""
+    as in eight); eight passes within 1 % of one pass (seen: 0.4 %)."""
     found, expected = trained(2, case), truth("all", "plain")
     for row, right in zip(found["losses"], expected["losses"], strict=True):
         assert row["total"] == pytest.approx(right["total"], rel=0.01)
@@ -114,7 +116,7 @@ def test_texts_of_the_batch_differ_in_hidden_words() -> None:
     assert first.sum() < 0.6 * second.sum()
 
 
-def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_equal(found: dict[str, Any], expected: dict[str, Any], gradient_bound: float = 1e-6) -> None:
     first, right = found["losses"][0], expected["losses"][0]
     for name, value in first.items():
         assert value == pytest.approx(right[name], rel=1e-6, abs=1e-12), name
@@ -124,7 +126,7 @@ def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
     size = float(whole(expected["gradients"]).norm())
     assert found["gradients"].keys() == expected["gradients"].keys()
-    for floor, bound in ((1e-2, 1e-6), (1e-4, 3e-6)):
+    for floor, bound in ((1e-2, gradient_bound), (1e-4, 3 * gradient_bound)):
         errors = {
             name: relative(found["gradients"][name], gradient, floor * size)
             for name, gradient in expected["gradients"].items()
@@ -142,6 +144,6 @@ def whole(parts: dict[str, Tensor]) -> Tensor:
     return torch.cat([parts[name].flatten() for name in sorted(parts)])
 
 
-def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+def relative(found: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
     """Norm of the difference over the norm, or over ``floor`` if that is more."""
     return float((found - expected).norm()) / max(float(expected.norm()), floor)
