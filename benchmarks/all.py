@@ -23,6 +23,7 @@ HELPERS = {
     "report",
     "s3_clients",
     "shaping_proxy",
+    "training_case",
 }
 NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize"}
 

@@ -20,7 +20,7 @@ from segclip.models.config import ModelConfig
 from segclip.models.positions import sin_cos_1d
 from segclip.models.reconstruction import DECODER_EPS
 
-__all__ = ["MaskedTextDecoder", "masked_word_loss", "valid_words", "word_order"]
+__all__ = ["MaskedTextDecoder", "hidden_words", "masked_word_loss", "valid_words", "word_order"]
 
 
 class TextDecoderBlock(nn.Module):
@@ -97,10 +97,15 @@ def word_order(scores_BT: Tensor, tokens_BT: Tensor) -> Tensor:
     return scores_BT.argsort(dim=1, stable=True)
 
 
-def masked_word_loss(logits_BTV: Tensor, tokens_BT: Tensor, order_BT: Tensor, visible: int) -> Tensor:
-    """Mean cross-entropy over hidden words that are no padding, a float32 scalar; 0 where there are none."""
+def hidden_words(tokens_BT: Tensor, order_BT: Tensor, visible: int) -> Tensor:
+    """bool [B, T]: the words to predict, those behind the first ``visible`` of the order that are no padding."""
     hidden_BT = torch.zeros_like(tokens_BT, dtype=torch.bool).scatter_(1, order_BT[:, visible:], True)
-    hidden_BT &= valid_words(tokens_BT)
+    return hidden_BT & valid_words(tokens_BT)
+
+
+def masked_word_loss(logits_BTV: Tensor, tokens_BT: Tensor, order_BT: Tensor, visible: int) -> Tensor:
+    """Mean cross-entropy over ``hidden_words``, a float32 scalar; 0 where there are none."""
+    hidden_BT = hidden_words(tokens_BT, order_BT, visible)
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     targets_BT = tokens_BT.masked_fill(~hidden_BT, -1)
     total = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-1, reduction="sum")

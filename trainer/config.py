@@ -38,6 +38,12 @@ class TrainConfig(BaseModel):
     global_batch: int = Field(
         gt=1, description="Samples a step, over all ranks; every one is everyone's negative."
     )
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="Samples in one forward pass of a rank, as many as its memory takes; null: its whole share of the "
+        "batch. It decides cost, not results: with less than the share, every sample is computed once more.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="Arithmetic of forward and backward. bf16 keeps float32 master weights; auto takes it where the "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
+from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.optimizer import build_optimizer, freeze, frozen_parameters
 from segclip.trainer.precision import resolve_precision
 from segclip.trainer.zero import deepspeed_config
@@ -25,19 +26,15 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
         resuming: a checkpoint will be loaded into the engine, so the weights of ``model.init_from`` are not needed.
 
     Raises:
-        ValueError: the global batch does not divide over the ranks, or the weights to start from do not fit.
+        ValueError: the global batch does not divide over ranks and micro-batches, or the weights to start from do not
+            fit.
         UserError: the weights to start from could not be downloaded.
     """
     import deepspeed
 
     # Its own messages are about itself; errors still come through.
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    if config.train.global_batch % ranks.world_size:
-        below = config.train.global_batch // ranks.world_size * ranks.world_size
-        raise ValueError(
-            f"train.global_batch is {config.train.global_batch}, which {ranks.world_size} ranks cannot share equally; "
-            f"{below or ranks.world_size} or {below + ranks.world_size} would do"
-        )
+    local_batch, _ = batch_sizes(config.train.global_batch, ranks.world_size, config.train.micro_batch)
     torch.manual_seed(config.seed)
     model: nn.Module = SegCLIP(config.model, load_init=not resuming)
     freeze(model, frozen_parameters(config.optimizer, config.model))
@@ -53,7 +50,7 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
         optimizer=optimizer,
         config=deepspeed_config(
             config.zero,
-            local_batch=config.train.global_batch // ranks.world_size,
+            local_batch=local_batch,
             world_size=ranks.world_size,
             precision=resolve_precision(config.train.precision, ranks.device),
             gradient_clip=config.train.gradient_clip,

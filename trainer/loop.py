@@ -30,6 +30,7 @@ from segclip.trainer.data_counts import DataCounts, check_data, count_data, data
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
+from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.prefetch import on_device
 from segclip.trainer.progress import ProgressLine
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
@@ -57,6 +58,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     if latest is not None:
         agreed(ranks, lambda: check_resumable(config, latest))
     agreed(ranks, lambda: check_evaluation(config.evaluation))
+    _, micro_batch = agreed(
+        ranks, lambda: batch_sizes(config.train.global_batch, ranks.world_size, config.train.micro_batch)
+    )
     if ranks.device.type == "cpu":
         # Moments of parameters that receive next to no gradient decay into denormals, which are slow to compute with.
         torch.set_flush_denormal(True)
@@ -75,12 +79,12 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             tracker = Tracker(config.tracking, run_dir, config.name, state.mlflow_run_id if state else None)
             tracker.parameters({**flatten(config.model_dump(mode="json")), "world_size": ranks.world_size})
             tracker.artifact(run_dir / "config.yaml")
-    _announce(config, ranks, engine, latest, first_step)
+    _announce(config, ranks, engine, latest, first_step, micro_batch)
 
     status = "FAILED"
     try:
         begin = time.perf_counter()
-        _run_steps(config, ranks, engine, stream, state, tracker, config_yaml, data)
+        _run_steps(config, ranks, engine, stream, state, tracker, config_yaml, data, micro_batch)
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
@@ -142,6 +146,7 @@ def _run_steps(
     tracker: Tracker | None,
     config_yaml: str,
     data: dict[str, Any],
+    micro_batch: int,
 ) -> None:
     steps = config.train.steps
     first_step = state.step if state is not None else 0
@@ -156,7 +161,7 @@ def _run_steps(
         begin = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - begin
-        result = train_step(engine, batch, config.seed, config.loss)
+        result = train_step(engine, batch, config.seed, config.loss, micro_batch)
         if step % config.train.log_every == 0 or step in (first_step + 1, steps):
             metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
             metrics |= line.rates(step) | _memory(ranks)
@@ -228,14 +233,18 @@ def _check_finite(metrics: dict[str, float], step: int, run_dir: str) -> None:
         )
 
 
-def _announce(config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None, first_step: int) -> None:
+def _announce(
+    config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None, first_step: int, micro_batch: int
+) -> None:
     if not ranks.is_first:
         return
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     precision = "bf16" if engine.bfloat16_enabled() else "fp32"
+    local_batch = config.train.global_batch // ranks.world_size
+    passes = f" ({local_batch // micro_batch} passes of {micro_batch})" if micro_batch < local_batch else ""
     print(
         f"{config.name}: {parameters / 1e6:.2f} M parameters, {precision}, ZeRO stage {config.zero.stage}, "
-        f"{ranks.world_size} x {config.train.global_batch // ranks.world_size} samples a step, "
+        f"{ranks.world_size} x {local_batch} samples a step{passes}, "
         f"{config.train.steps} steps, {ranks.device.type}",
         flush=True,
     )

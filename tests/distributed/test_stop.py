@@ -175,6 +175,9 @@ CASES = {
     "a batch that the ranks cannot share": Case(
         ("train.global_batch is 9", "8 or 10 would do"), ("train.global_batch=9",)
     ),
+    "passes that do not add up to a rank's share": Case(
+        ("train.micro_batch is 3", "8 samples", "train.micro_batch=1, 2, 4 or 8 would do"), ("train.micro_batch=3",)
+    ),
     "a picture that does not decode": Case(
         ("[rank ", "{data}/00000.tar", "the picture .jpg is bad", "repair or remove it"),
         ("data.checksum=false",),

@@ -32,7 +32,7 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     """Six steps at each stage in either precision, and six steps on one rank."""
     root = tmp_path_factory.mktemp("runs")
     two = [f"{root}/zero{stage}::zero.stage={stage}" for stage in range(4)]
-    two += [f"{root}/ring::loss.ring=true"]
+    two += [f"{root}/ring::loss.ring=true", f"{root}/passes::zero.stage=2::train.micro_batch=2"]
     low = [f"{root}/bf16-zero{stage}::zero.stage={stage}::train.precision=bf16" for stage in range(4)]
     for ranks, variants in ((2, two), (2, low), (1, [f"{root}/one"])):
         done = launch(WORKER, config_file, *variants, ranks=ranks)
@@ -40,7 +40,7 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     return root
 
 
-@pytest.mark.parametrize("run", ["zero0", "zero2", "zero3", "one", "ring"])
+@pytest.mark.parametrize("run", ["zero0", "zero2", "zero3", "one", "ring", "passes"])
 def test_the_same_losses_at_every_stage_and_on_one_rank(runs: Path, run: str) -> None:
     expected, found = losses(runs / "zero1"), losses(runs / run)
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]

@@ -41,6 +41,7 @@ def changed(*overrides: str) -> RunConfig:
         "data.shards=moved",
         "zero.stage=3",
         "loss.superpixel_kl=1",
+        "train.micro_batch=16",
     ],
 )
 def test_what_may_change_in_a_run(checkpoint: Path, override: str) -> None:
