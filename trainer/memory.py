@@ -1,12 +1,13 @@
 """What a run needs of each card, predicted from its configuration alone.
 
-With P trained and F frozen parameters, N ranks, b bytes an element of the precision (2 for bf16 and fp16, 4 for fp32 and
-tf32), g bytes of a gradient (b, or 4 with ``zero.gradient_dtype=fp32``):
+With P trained and F frozen parameters, N ranks, b bytes an element of the precision (2 for bf16 and fp16, 4 for fp32
+and tf32), g bytes of a gradient (b, or 4 with ``zero.gradient_dtype=fp32``):
 
 ==================  ========================================================================================
 parameters          b (P + F) at stages 0 to 2; b ((P + F) / N + K) at stage 3, K the elements of parameters with at
                     most ``zero.keep_below_elements``, which stay whole; b K with ``offload_parameters``
-gradients           b P at stage 0; g P at stage 1 and g P / N at stages 2 and 3 when the backward pass has ended;
+gradients           b P at stage 0; g P / N from stage 1 on, where each rank keeps its share of what was reduced; b P at
+                    every stage when a step has several micro-batches, whose sum is reduced once, at the end;
                     0 with ``offload_optimizer``, where they leave with their bucket
 optimiser           8 P of moments, and 4 P of float32 weights beside those that the network computes with (none at
                     stage 0 in float32); divided by N from stage 1 on; 0 with ``offload_optimizer``
@@ -25,9 +26,10 @@ them visible to the reconstruction pass, T words and G centers, one sample keeps
 - text of width W: 16 W T a block, and 3 W T,
 - decoder of width D = C/2: 16 D L a block, and 5 D L + 3 p^2 L,
 
-and, whatever the size of the micro-batch, b times the weights of all perceptrons with QuickGELU, whose scaled copies are
-kept, those of the first stage for both passes. On a CPU, plain attention (few tokens) also keeps its weights: H T^2 a
-block. With ``model.activation_checkpointing`` a block keeps its input, C a token, and one block at a time the rest.
+and in float32, whatever the precision, 4 + H statistics a token of a block of H heads, and twice the pixels of the L - K
+masked patches. Beside these, whatever the size of the micro-batch, b times the weights of all perceptrons with QuickGELU, whose scaled copies
+are kept, those of the first stage for both passes. On a CPU, plain attention (few tokens) also keeps its weights: H T^2
+a block. With ``model.activation_checkpointing`` a block keeps its input, C a token, and one block at a time the rest.
 
 These are what the tensors need; the allocator's fragmentation (5 to 10 %), the CUDA context (about 0.5 GiB) and NCCL's
 buffers come on top, and so do the temporary tensors of single operations.
@@ -38,7 +40,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from segclip.models.attention import PLAIN_SCORES_CPU
 from segclip.models.config import ModelConfig
@@ -48,7 +49,15 @@ from segclip.trainer.config import RunConfig
 from segclip.trainer.optimizer import freeze, frozen_parameters
 from segclip.trainer.zero import ZeroConfig
 
-__all__ = ["CardMemory", "Counts", "activation_bytes", "count_parameters", "predict", "state_bytes"]
+__all__ = [
+    "CardMemory",
+    "Counts",
+    "activation_bytes",
+    "count_parameters",
+    "micro_batch",
+    "predict",
+    "state_bytes",
+]
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "tf32": 4}
 
@@ -97,8 +106,9 @@ def predict(config: RunConfig, world_size: int, precision: str, device: str) -> 
         ValueError: the batch does not divide over so many ranks.
     """
     counts = count_parameters(config)
-    state = state_bytes(config.zero, counts, world_size, precision)
     samples = micro_batch(config, world_size)
+    several = samples < config.train.global_batch // world_size
+    state = state_bytes(config.zero, counts, world_size, precision, several)
     activations = activation_bytes(config.model, config.data.words, samples, precision, device, counts.scaled)
     return CardMemory(**{**state.__dict__, "activations": activations})
 
@@ -133,8 +143,14 @@ def count_parameters(config: RunConfig) -> Counts:
     )
 
 
-def state_bytes(zero: ZeroConfig, counts: Counts, world_size: int, precision: str) -> CardMemory:
-    """Everything but activations."""
+def state_bytes(
+    zero: ZeroConfig, counts: Counts, world_size: int, precision: str, several: bool = False
+) -> CardMemory:
+    """Everything but activations.
+
+    Args:
+        several: whether a step has several micro-batches.
+    """
     element = BYTES[precision]
     gradient = 4 if zero.gradient_dtype == "fp32" else element
     both = counts.trained + counts.frozen
@@ -151,13 +167,14 @@ def state_bytes(zero: ZeroConfig, counts: Counts, world_size: int, precision: st
         parameters = element * counts.small
         on_host += element * -(-both // world_size)
 
-    gradients = {0: element * counts.trained, 1: gradient * counts.trained}.get(
-        zero.stage, gradient * partition
-    )
+    whole = element * counts.trained
+    gradients = whole if zero.stage == 0 else gradient * partition
     if zero.offload_optimizer == "cpu":
-        # Down there, gradients are float32 and parameters come up through a buffer of their own type.
-        on_host += state + partition * (4 + (element if zero.stage < 3 else 0))
+        # Down there, gradients are float32, and there is a buffer for one of the network's own type.
+        on_host += state + partition * (4 + element)
         state = gradients = 0
+    if several:
+        gradients = max(gradients, whole)
 
     buckets = 0
     if zero.stage in (1, 2):
@@ -193,13 +210,13 @@ def activation_bytes(
     ]
     element = BYTES[precision]
     plain = device == "cpu" and element == 4
-    kept = 0
-    largest = 0
+    kept = largest = statistics = 0
     for tokens, wide, heads, number in stacks:
         inside = 16 * wide * tokens
         if plain and tokens**2 <= PLAIN_SCORES_CPU:
             inside += heads * tokens**2 + wide * tokens
         largest = max(largest, inside)
+        statistics += number * (4 + heads) * tokens
         kept += number * (wide * tokens if model.activation_checkpointing else inside)
     if model.activation_checkpointing:
         kept += largest
@@ -211,8 +228,11 @@ def activation_bytes(
     kept += pixels * model.patches + 3 * width * patches
     kept += 3 * text * words
     kept += 5 * narrow * model.patches + pixels * model.patches
-    fixed = 0 if model.activation_checkpointing else scaled
-    return element * (samples * kept + fixed)
+    # What is recomputed is not kept.
+    if model.activation_checkpointing:
+        scaled = statistics = 0
+    floats = statistics + 2 * pixels * (model.patches - visible)
+    return samples * (element * kept + 4 * floats) + element * scaled
 
 
 def _scaled(model: SegCLIP, passes: int) -> int:
@@ -221,9 +241,5 @@ def _scaled(model: SegCLIP, passes: int) -> int:
     for name, module in model.named_modules():
         if isinstance(module, ScaledLinear):
             twice = name.startswith(("vision.patch_blocks", "vision.aggregation"))
-            total += _weights(module) * (passes if twice else 1)
+            total += module.weight.numel() * (passes if twice else 1)
     return total
-
-
-def _weights(module: nn.Linear) -> int:
-    return module.weight.numel()
