@@ -26,10 +26,11 @@ them visible to the reconstruction pass, T words and G centers, one sample keeps
 - text of width W: 16 W T a block, and 3 W T,
 - decoder of width D = C/2: 16 D L a block, and 5 D L + 3 p^2 L,
 
-and in float32, whatever the precision, 4 + H statistics a token of a block of H heads, and twice the pixels of the L - K
-masked patches. Beside these, whatever the size of the micro-batch, b times the weights of all perceptrons with QuickGELU, whose scaled copies
-are kept, those of the first stage for both passes. On a CPU, plain attention (few tokens) also keeps its weights: H T^2
-a block. With ``model.activation_checkpointing`` a block keeps its input, C a token, and one block at a time the rest.
+and in float32, whatever the precision, 4 + H statistics a token of a block of H heads, and twice the pixels of the
+L - K masked patches. Beside these, whatever the size of the micro-batch, b times the weights of all perceptrons with
+QuickGELU, whose scaled copies are kept, those of the first stage for both passes. On a CPU, plain attention (few
+tokens) also keeps its weights: H T^2 a block. With ``model.activation_checkpointing`` a block keeps its input, C a
+token, and one block at a time the rest.
 
 These are what the tensors need; the allocator's fragmentation (5 to 10 %), the CUDA context (about 0.5 GiB) and NCCL's
 buffers come on top, and so do the temporary tensors of single operations.
