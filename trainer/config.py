@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,9 +22,10 @@ from segclip.models.config import ModelConfig
 from segclip.models.losses import LossConfig
 from segclip.trainer.checkpoint import CheckpointConfig
 from segclip.trainer.optimizer import OptimizerConfig, frozen_parameters
+from segclip.trainer.precision import Fp16Config, Precision
 from segclip.trainer.schedule import ScheduleConfig
 from segclip.trainer.tracking import TrackingConfig
-from segclip.trainer.zero import ZeroConfig
+from segclip.trainer.zero import ZeroConfig, check_combination
 
 __all__ = ["EvaluationConfig", "RunConfig", "TrainConfig", "flatten", "load_run_config", "save_run_config"]
 
@@ -44,13 +45,27 @@ class TrainConfig(BaseModel):
         description="Samples in one forward pass of a rank, as many as its memory takes; null: its whole share of the "
         "batch. It decides cost, not results: with less than the share, every sample is computed once more.",
     )
-    precision: Literal["auto", "bf16", "fp32"] = Field(
+    precision: Precision = Field(
         "auto",
-        description="Arithmetic of forward and backward. bf16 keeps float32 master weights; auto takes it where the "
-        "hardware multiplies bfloat16 matrices.",
+        description="Arithmetic of forward and backward. bf16 and fp16 keep float32 master weights; fp16 scales the "
+        "loss (train.fp16) and needs a GPU, or a CPU that multiplies it; tf32 computes float32 with products in "
+        "TensorFloat-32 on NVIDIA cards since Ampere. auto takes bf16 where the hardware multiplies bfloat16 matrices, "
+        "and fp32 elsewhere.",
+    )
+    fp16: Fp16Config = Field(
+        Fp16Config(), description="Loss scaling of precision fp16; no other looks at it."
     )
     gradient_clip: float = Field(
-        1.0, ge=0, description="Largest norm of the whole gradient; 0 leaves it alone."
+        1.0,
+        ge=0,
+        description="Largest norm of the whole gradient, over all groups and ranks; 0 leaves it alone.",
+    )
+    max_skipped: int = Field(
+        20,
+        ge=0,
+        description="A step whose gradient is not finite on any rank is skipped by all: weights and moments stay as "
+        "they are. After more than so many in a row the run stops. (The first steps of fp16 may be skipped until "
+        "its loss scale fits: at most initial_scale_power + hysteresis.)",
     )
     log_every: int = Field(
         20, gt=0, description="Steps between progress lines and between metrics in MLflow."
@@ -110,6 +125,7 @@ class RunConfig(BaseModel):
                 "words; set model.text_reconstruction=true, or the weight to 0"
             )
         frozen_parameters(self.optimizer, self.model)
+        check_combination(self.zero, self.optimizer, self.train.precision)
         return self
 
 

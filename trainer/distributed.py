@@ -16,7 +16,7 @@ import torch.distributed as dist
 from segclip.console import UserError, one_line
 from segclip.trainer.rendezvous import Greeting, interface_towards, meet
 
-__all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "start"]
+__all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
 
 Value = TypeVar("Value")
 # For work of one rank that takes as long as it takes, such as scoring on a large data set.
@@ -59,13 +59,7 @@ def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: 
     Raises:
         RankError: a rank does not come, or its software or configuration is another.
     """
-    # DeepSpeed compiles its CPU collectives on first use. One folder per environment: two environments that share
-    # the default one overwrite each other's builds.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    # It needs ninja, which may be in this environment alone; and another version of it would compile all anew.
-    binaries = str(Path(sys.executable).parent)
-    if os.environ.get("PATH", "").split(os.pathsep)[0] != binaries:
-        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
+    prepare_builds()
     for name, value in (
         ("RANK", "0"),
         ("LOCAL_RANK", "0"),
@@ -124,6 +118,16 @@ def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: 
         local_world_size=local_world_size,
         device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
     )
+
+
+def prepare_builds() -> None:
+    """Let what DeepSpeed compiles on first use (CPU collectives, CPU Adam) be found and kept by this environment."""
+    # One folder per environment: two environments that share the default one overwrite each other's builds.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    # It needs ninja, which may be in this environment alone; and another version of it would compile all anew.
+    binaries = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != binaries:
+        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
 
 
 def agreed(ranks: Ranks, work: Callable[[], Value], group: Any = None) -> Value:

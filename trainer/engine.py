@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
 from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.optimizer import build_optimizer, freeze, frozen_parameters
-from segclip.trainer.precision import resolve_precision
-from segclip.trainer.zero import deepspeed_config
+from segclip.trainer.precision import resolve_precision, set_matmul_precision
+from segclip.trainer.zero import check_combination, deepspeed_config
 
-__all__ = ["build_engine", "gradient_norm", "set_learning_rates"]
+__all__ = ["build_engine", "gradient_norm", "loss_scale", "set_learning_rates"]
 
 
 def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any:
@@ -26,8 +27,8 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
         resuming: a checkpoint will be loaded into the engine, so the weights of ``model.init_from`` are not needed.
 
     Raises:
-        ValueError: the global batch does not divide over ranks and micro-batches, or the weights to start from do not
-            fit.
+        ValueError: the global batch does not divide over ranks and micro-batches, the weights to start from do not
+            fit, or the device does not do what precision, optimiser or ZeRO are set to.
         UserError: the weights to start from could not be downloaded.
     """
     import deepspeed
@@ -35,12 +36,16 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
     # Its own messages are about itself; errors still come through.
     deepspeed.utils.logger.setLevel(logging.ERROR)
     local_batch, _ = batch_sizes(config.train.global_batch, ranks.world_size, config.train.micro_batch)
+    precision = resolve_precision(config.train.precision, ranks.device)
+    # What auto has become may not go with the rest.
+    check_combination(config.zero, config.optimizer, precision)
+    set_matmul_precision(precision)
     torch.manual_seed(config.seed)
     model: nn.Module = SegCLIP(config.model, load_init=not resuming)
     freeze(model, frozen_parameters(config.optimizer, config.model))
     _give_scalars_a_dimension(model)
     model.to(ranks.device).train()
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config.optimizer, offload=config.zero.offload_optimizer != "none")
     # For bfloat16 without ZeRO, DeepSpeed makes room for the moments by a step with zero gradients. At rate 0 it decays
     # no weight, and what it counted is forgotten: otherwise Adam's bias correction would be one step ahead.
     for group in optimizer.param_groups:
@@ -52,12 +57,15 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
             config.zero,
             local_batch=local_batch,
             world_size=ranks.world_size,
-            precision=resolve_precision(config.train.precision, ranks.device),
+            precision=precision,
             gradient_clip=config.train.gradient_clip,
+            fp16=config.train.fp16,
         ),
     )
     if config.zero.stage == 0:
         optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group.pop("step", None)  # where LAMB counts
     return engine
 
 
@@ -71,15 +79,35 @@ def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
 
 
 def gradient_norm(engine: Any, step: Any) -> float:
-    """Run ``step()`` (the engine's optimiser step) and return the norm of the whole gradient before clipping."""
-    # Plain data parallelism does not keep the norm that it clips with.
-    own = (
-        _plain_norm(engine.module)
-        if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
-        else None
-    )
+    """Run ``step()`` (the engine's optimiser step) and return the norm of the whole gradient before clipping.
+
+    If that is not finite, on whichever rank it began, all ranks skip the step: weights, moments and their count stay as
+    they are, ``engine.skipped_steps`` rises by one and the norm returned is infinite.
+    """
+    if _is_plain(engine):
+        # DeepSpeed neither keeps the norm that it clips with nor looks whether it is finite. Its gradients are reduced
+        # by now, so all ranks see the same.
+        norm = float(_plain_norm(engine.module))
+        if math.isfinite(norm):
+            step()
+            return norm
+        engine.zero_grad()
+        engine.global_steps += 1
+        engine.skipped_steps += 1
+        return math.inf
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    # This wrapper alone (float16 at stage 0) keeps the norm of the scaled gradient.
+    scale = loss_scale(engine) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else None
     step()
-    return float(own if own is not None else engine.get_global_grad_norm())
+    if not engine.was_step_applied():
+        return math.inf
+    return float(engine.get_global_grad_norm()) / (scale or 1.0)
+
+
+def loss_scale(engine: Any) -> float | None:
+    """By what float16 multiplies the loss; None in other precisions."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
 def _give_scalars_a_dimension(model: nn.Module) -> None:
@@ -88,6 +116,13 @@ def _give_scalars_a_dimension(model: nn.Module) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 0:
                 setattr(module, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
+
+
+def _is_plain(engine: Any) -> bool:
+    """Whether torch's optimiser works on the network's own parameters, without ZeRO and without float32 copies."""
+    return (
+        engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled() and not engine.fp16_enabled()
+    )
 
 
 def _plain_norm(module: nn.Module) -> Tensor:

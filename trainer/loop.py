@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
 from segclip.trainer.checkpoint import (
@@ -31,7 +30,9 @@ from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.micro_batches import batch_sizes
-from segclip.trainer.prefetch import on_device
+from segclip.trainer.nonfinite import SkippedSteps, step_health
+from segclip.trainer.precision import resolve_precision
+from segclip.trainer.prefetch import on_device, pinned
 from segclip.trainer.progress import ProgressLine
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
@@ -48,8 +49,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     """Train to ``config.train.steps``, continuing from the newest checkpoint of the run folder if there is one.
 
     Raises:
-        RankError: something a user can mend, on any rank; raised on all of them.
-        UserError: the loss is no longer finite.
+        RankError: something a user can mend, on any rank, or too many steps in a row without a finite gradient; raised
+            on all of them.
     """
     run_dir = Path(config.run_dir)
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -153,21 +154,26 @@ def _run_steps(
     before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
     utilisation = Utilisation(config, ranks)
+    skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks)
     counted, waited = before, 0.0
     best = state.best if state is not None else None
-    batches = on_device(stream, engine.device)
+    # What is computed piece by piece need not lie on the device as a whole.
+    provide = on_device if micro_batch == stream.batch_size else pinned
+    batches = provide(stream, engine.device)
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
         begin = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - begin
         result = train_step(engine, batch, config.seed, config.loss, micro_batch)
+        skips.look(result.gradient_norm, step)
         if step % config.train.log_every == 0 or step in (first_step + 1, steps):
             metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
             metrics |= line.rates(step) | _memory(ranks)
             metrics |= utilisation.metrics(metrics["samples_per_second"])
             last, counted = counted, count_data(stream, ranks, before)
             metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
+            metrics |= step_health(engine)
             waited = 0.0
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
@@ -175,7 +181,6 @@ def _run_steps(
                     file.write(json.dumps({"step": step, **metrics}) + "\n")
             if tracker is not None:
                 tracker.metrics(metrics, step)
-            _check_finite(metrics, step, config.run_dir)
             check_data(config.data, stream, counted, ranks)
         if config.evaluation.every and step % config.evaluation.every == 0 and step < steps:
             begin = time.perf_counter()
@@ -223,23 +228,13 @@ def _memory(ranks: Ranks) -> dict[str, float]:
     return {"memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def _check_finite(metrics: dict[str, float], step: int, run_dir: str) -> None:
-    bad = [name for name in ("loss/total", "gradient_norm") if not torch.tensor(metrics[name]).isfinite()]
-    if bad:
-        last = find_latest(run_dir)
-        raise UserError(
-            f"{' and '.join(bad)} not finite at step {step}: lower optimizer.lr or raise schedule.warmup; "
-            f"the last checkpoint is {last or 'none yet'}"
-        )
-
-
 def _announce(
     config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None, first_step: int, micro_batch: int
 ) -> None:
     if not ranks.is_first:
         return
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    precision = "bf16" if engine.bfloat16_enabled() else "fp32"
+    precision = resolve_precision(config.train.precision, ranks.device)
     local_batch = config.train.global_batch // ranks.world_size
     passes = f" ({local_batch // micro_batch} passes of {micro_batch})" if micro_batch < local_batch else ""
     print(

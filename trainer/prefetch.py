@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segclip.data_pipelines.samples import Batch
 
-__all__ = ["on_device"]
+__all__ = ["on_device", "pinned"]
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -33,6 +33,12 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             # The memory is the copying stream's; it must not be given away while the other one reads it.
             tensor.record_stream(computing)
         yield moved
+
+
+def pinned(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches in memory from which pieces are copied to a GPU quickly; for batches larger than its memory."""
+    for batch in batches:
+        yield _moved(batch, torch.device("cpu"), pinned=device.type == "cuda")
 
 
 def _moved(batch: Batch, device: torch.device, *, pinned: bool = False) -> Batch:

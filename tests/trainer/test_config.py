@@ -64,6 +64,41 @@ def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
         assert word in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["zero.stage=0", "zero.offload_optimizer=cpu"], "zero.stage is 0: set zero.stage to 1, 2 or 3"),
+        (["zero.stage=2", "zero.offload_parameters=cpu"], "zero.stage is 2, which keeps all parameters"),
+        (["zero.stage=3", "zero.offload_parameters=cpu"], "set zero.offload_optimizer=cpu first"),
+        (["zero.stage=2", "zero.keep_below_elements=7"], "zero.keep_below_elements is 7, which only stage 3"),
+        (["optimizer.kind=lamb"], "optimizer.kind is 'lamb' and zero.stage is 1: LAMB scales"),
+        (["zero.stage=0", "optimizer.kind=lamb", "optimizer.implementation=cpu"], "no implementation 'cpu'"),
+        (["zero.offload_optimizer=cpu", "optimizer.implementation=fused"], "implementation is 'fused'"),
+        (["zero.gradient_dtype=fp32", "train.precision=bf16"], "set zero.stage=2, which has the same cost"),
+        (["zero.gradient_dtype=fp32", "train.precision=fp16", "zero.stage=0"], "but zero.stage is 0"),
+        (["zero.gradient_dtype=fp32", "train.precision=bf16", "zero.stage=0"], "but zero.stage is 0"),
+    ],
+)
+def test_settings_that_do_not_go_together(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        load_run_config(QUICKSTART, overrides)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["zero.stage=0", "optimizer.kind=lamb"],
+        ["zero.stage=1", "zero.offload_optimizer=cpu", "zero.gradient_dtype=fp32", "train.precision=bf16"],
+        ["zero.stage=2", "zero.gradient_dtype=fp32", "train.precision=bf16"],
+        ["zero.stage=3", "zero.offload_optimizer=cpu", "zero.offload_parameters=cpu"],
+        ["zero.stage=1", "zero.gradient_dtype=fp32", "train.precision=fp32"],
+    ],
+)
+def test_settings_that_do_go_together(overrides: list[str]) -> None:
+    load_run_config(QUICKSTART, overrides)
+
+
 def test_a_refused_section_is_not_printed_whole() -> None:
     with pytest.raises(ValueError) as refused:
         load_run_config(QUICKSTART, ["model.patch_size=7"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segclip.data_pipelines.samples import Batch
-from segclip.trainer.prefetch import on_device
+from segclip.trainer.prefetch import on_device, pinned
 
 
 def batches(count: int) -> list[Batch]:
@@ -43,3 +43,9 @@ def test_batches_arrive_whole_and_in_order(device: str) -> None:
                 assert torch.equal(old, new.cpu())
             else:
                 assert old == new
+
+
+def test_batches_for_a_cpu_stay_as_they_are() -> None:
+    given = batches(3)
+    for before, after in zip(given, pinned(given, torch.device("cpu")), strict=True):
+        assert after.images is before.images

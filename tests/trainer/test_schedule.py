@@ -24,7 +24,9 @@ def test_the_originals_way_of_no_warmup_starts_at_one_half() -> None:
 
 
 @given(
-    progress=st.floats(0, 1), warmup=st.floats(0, 0.9), kind=st.sampled_from(["cosine", "linear", "constant"])
+    progress=st.floats(0, 1),
+    warmup=st.floats(0, 0.9),
+    kind=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
 )
 def test_never_outside_zero_and_one(progress: float, warmup: float, kind: str) -> None:
     assert 0 <= learning_rate_factor(progress, kind, warmup) <= 1 + 1e-12  # type: ignore[arg-type]
@@ -32,3 +34,28 @@ def test_never_outside_zero_and_one(progress: float, warmup: float, kind: str) -
 
 def test_the_first_update_moves() -> None:
     assert ScheduleConfig(warmup=0.3).factor(1, 1000) > 0
+
+
+def test_corners_of_warmup_stable_decay() -> None:
+    def factor(progress: float) -> float:
+        return learning_rate_factor(progress, "wsd", warmup=0.1, end=0.1, decay=0.25)
+
+    assert factor(0.05) == pytest.approx(0.5)
+    assert [factor(progress) for progress in (0.1, 0.5, 0.75)] == [1, 1, 1]
+    assert factor(0.875) == pytest.approx(0.55)
+    assert factor(1.0) == pytest.approx(0.1)
+
+
+def test_the_stable_part_does_not_depend_on_the_length_of_the_run() -> None:
+    """So a run can be prolonged from there; the warm-up is a share of the run and must be shortened with it."""
+    short = ScheduleConfig(kind="wsd", warmup=0.1, decay=0.2)
+    long = ScheduleConfig(kind="wsd", warmup=0.05, decay=0.1)
+    assert [short.factor(step, 100) for step in range(1, 81)] == pytest.approx(
+        [long.factor(step, 200) for step in range(1, 81)]
+    )
+
+
+def test_parts_longer_than_the_run_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"schedule\.warmup is 0\.5 and schedule\.decay 0\.6: together"):
+        ScheduleConfig(kind="wsd", warmup=0.5, decay=0.6)
+    ScheduleConfig(kind="cosine", warmup=0.5, decay=0.6)

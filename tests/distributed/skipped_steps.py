@@ -1,0 +1,69 @@
+"""Trains the small network several times; in some steps one parameter's gradient is NaN on the last rank alone.
+
+Each argument is ``folder::first-last::override::override``: the steps that are spoilt, counted from 1. Each rank writes
+``seen-RANK.json``: for each step, whether its weights, moments and their counts changed; and the error that ended the
+run, if any.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segclip.trainer import loop
+from segclip.trainer.config import load_run_config
+from segclip.trainer.distributed import RankError, start
+
+SPOILT = "vision.aggregation.centers"
+
+
+def snapshot(engine: Any) -> list[Any]:
+    """All numbers that a step changes, as this rank holds them."""
+    held: list[Any] = [getattr(p, "ds_tensor", p).detach().clone() for p in engine.module.parameters()]
+    for parameter, state in engine.basic_optimizer.state.items():
+        held.append(parameter.detach().clone())
+        held += [value.clone() if isinstance(value, torch.Tensor) else value for value in state.values()]
+    held += [group.get("step") for group in engine.basic_optimizer.param_groups]
+    return held
+
+
+def equal(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    ranks = start()
+    honest = loop.train_step
+    for variant in arguments[1:]:
+        folder, spoilt, *overrides = variant.split("::")
+        first, last = map(int, spoilt.split("-"))
+        changed: list[bool] = []
+
+        def spoiling(
+            engine: Any, *rest: Any, first: int = first, last: int = last, seen: Any = changed
+        ) -> Any:
+            hook = None
+            if ranks.rank == ranks.world_size - 1 and first <= len(seen) + 1 <= last:
+                parameter = dict(engine.module.named_parameters())[SPOILT]
+                hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+            before = snapshot(engine)
+            result = honest(engine, *rest)
+            seen.append(not equal(before, snapshot(engine)))
+            if hook is not None:
+                hook.remove()
+            return result
+
+        loop.train_step = spoiling
+        error = None
+        try:
+            loop.train(load_run_config(arguments[0], [f"run_dir={folder}", *overrides]), ranks)
+        except RankError as stopped:
+            error = [str(stopped), stopped.is_reporter]
+        Path(folder, f"seen-{ranks.rank}.json").write_text(json.dumps({"changed": changed, "error": error}))

@@ -1,0 +1,73 @@
+"""Memory that is predicted is what engines of one and of two ranks hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("memory_of_ranks.py")
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+# Few words: a table of them would be most of the network, and whole on each rank whose share it touches.
+COMMON = [
+    "optimizer.frozen=[]",
+    "zero.keep_below_elements=1000",
+    "model.vocab_size=200",
+    "zero.bucket_elements=100000",
+]
+VARIANTS = {
+    f"{precision}-zero{stage}": [
+        f"train.precision={precision}",
+        f"zero.stage={stage}",
+        *[word for word in COMMON if stage == 3 or "keep_below" not in word],
+    ]
+    for precision in ("fp32", "bf16")
+    for stage in range(4)
+}
+VARIANTS["bf16-zero2-fp32"] = [*VARIANTS["bf16-zero2"], "zero.gradient_dtype=fp32"]
+VARIANTS["frozen"] = ["zero.stage=2", "optimizer.frozen=[vision.patch_blocks]", *COMMON[2:]]
+VARIANTS["offload"] = [*VARIANTS["fp32-zero2"], "zero.offload_optimizer=cpu"]
+Rows = dict[str, list[dict[str, int]]]
+
+
+@pytest.fixture(scope="module")
+def rows(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Rows]:
+    """Predicted and measured bytes of the last of one and of two ranks."""
+    root = tmp_path_factory.mktemp("memory")
+    found = {}
+    for ranks in (1, 2):
+        file = root / f"{ranks}.json"
+        words = ["::".join(overrides) for overrides in VARIANTS.values()]
+        done = launch(WORKER, config_file, file, *words, ranks=ranks)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        found[ranks] = dict(zip(VARIANTS, json.loads(file.read_text()).values(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_prediction_agrees_with_what_is_held(rows: dict[int, Rows], ranks: int, name: str) -> None:
+    expected, found = rows[ranks][name]
+    for part in ("parameters", "optimizer"):
+        assert found[part] == pytest.approx(expected[part], rel=0.02), part
+    # Those that lie across the border of two shares are whole on both ranks: more than a share at this size.
+    assert found["gradients"] == pytest.approx(expected["gradients"], rel=0.1)
+    assert found["activations"] == pytest.approx(expected["activations"], rel=0.1)
+
+
+def test_each_stage_shares_out_more(rows: dict[int, Rows]) -> None:
+    one, two = ({name: pair[1] for name, pair in rows[ranks].items()} for ranks in (1, 2))
+    for stage in range(4):
+        name = f"bf16-zero{stage}"
+        halves = [part for part in ("optimizer", "parameters") if two[name][part] < 0.6 * one[name][part]]
+        assert halves == [[], ["optimizer"], ["optimizer"], ["optimizer", "parameters"]][stage]
+
+
+def test_what_is_offloaded_is_counted_on_the_host(rows: dict[int, Rows]) -> None:
+    expected, found = rows[2]["offload"]
+    assert found["optimizer"] == found["gradients"] == 0
+    assert 0 < found["host"] <= expected["host"]
