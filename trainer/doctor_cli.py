@@ -1,7 +1,8 @@
 """``segclip-doctor``: check what a run needs before it is started.
 
 ``segclip-doctor [environment]`` checks this machine, and with ``--config`` what that run reads and writes;
-``segclip-doctor memory --config … --gpus N`` tells how much memory each card would need.
+``segclip-doctor memory --config … --gpus N`` tells how much memory each card would need; ``segclip-doctor mlflow RUN``
+sends what MLflow has not taken of a run.
 """
 
 from __future__ import annotations
@@ -23,13 +24,6 @@ __all__ = ["EXIT_BROKEN", "build_parser", "main"]
 
 EXIT_BROKEN = 1
 MARKS = {"ok": "ok     ", "warning": "warning", "broken": "BROKEN "}
-# What frees memory, the cheapest in time first.
-REMEDIES = (
-    "train.micro_batch smaller (up to 1/3 more computing)",
-    "model.activation_checkpointing=true (1/3 more computing)",
-    "zero.stage=2, then 3 (3 sends half as much again)",
-    "zero.offload_optimizer=cpu, then zero.offload_parameters=cpu (copies to the host in each step)",
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--measure", action="store_true", help="make two steps here and print what they hold beside it"
     )
     memory.set_defaults(command_main=_memory)
+
+    mlflow = commands.add_parser(
+        "mlflow",
+        help="send what MLflow has not taken of a run",
+        description="Send the records of a run that its server did not take while it went on, from RUN/mlflow.",
+    )
+    mlflow.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    mlflow.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    mlflow.set_defaults(command_main=_send_records)
     return parser
 
 
@@ -133,6 +136,27 @@ def _memory(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _send_records(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from segclip.trainer.config import load_run_config
+    from segclip.trainer.spool import Spool
+    from segclip.trainer.tracking import Tracker, tracking_uri
+
+    folder = Path(arguments.run_dir)
+    if not (folder / "mlflow" / "records.jsonl").is_file():
+        raise ValueError(f"{folder} holds no records for MLflow: give the folder of a run that recorded some")
+    config = load_run_config(folder / "config.yaml")
+    waiting = Spool(folder / "mlflow").waiting()
+    print(f"{waiting} records wait for {tracking_uri(config.tracking, folder)}", flush=True)
+    if not waiting:
+        return 0
+    tracker = Tracker(config.tracking, folder, config.name, training=False)
+    left = tracker.drain()
+    print(f"{waiting - left} sent to run {tracker.run_id}, {left} left", flush=True)
+    return EXIT_BROKEN if left else 0
+
+
 def _table(config: RunConfig, samples: int, columns: dict[str, CardMemory]) -> None:
     print(
         f"{config.name}: ZeRO stage {config.zero.stage}, {samples} samples a rank at a time; MiB a rank",
@@ -152,6 +176,8 @@ def _table(config: RunConfig, samples: int, columns: dict[str, CardMemory]) -> N
 
 def _remedies() -> None:
     print("\nif it does not fit, in the order of what it costs:")
+    from segclip.trainer.memory import REMEDIES
+
     for remedy in REMEDIES:
         print(f"  {remedy}")
 
@@ -180,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         words = [word for word in words if word not in launched]
         os.environ.setdefault("LOCAL_RANK", launched[0].partition("=")[2] or "0")
     # Alone, or with options alone, it checks the environment.
-    if not words or (words[0] not in ("environment", "memory", "-h", "--help")):
+    if not words or (words[0] not in ("environment", "memory", "mlflow", "-h", "--help")):
         words = ["environment", *words]
     cli(lambda arguments: int(arguments.command_main(arguments)), build_parser(), words)
 

@@ -51,6 +51,7 @@ from segclip.trainer.optimizer import freeze, frozen_parameters
 from segclip.trainer.zero import ZeroConfig
 
 __all__ = [
+    "REMEDIES",
     "CardMemory",
     "Counts",
     "activation_bytes",
@@ -60,6 +61,13 @@ __all__ = [
     "state_bytes",
 ]
 
+# What frees memory, the cheapest in time first.
+REMEDIES = (
+    "train.micro_batch smaller (up to 1/3 more computing)",
+    "model.activation_checkpointing=true (1/3 more computing)",
+    "zero.stage=2, then 3 (3 sends half as much again)",
+    "zero.offload_optimizer=cpu, then zero.offload_parameters=cpu (copies to the host in each step)",
+)
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "tf32": 4}
 
 

@@ -7,6 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segclip.trainer.config import RunConfig
 
 __all__ = ["main"]
 
@@ -19,6 +23,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trainer/run.py", description="Train SegCLIP.")
     parser.add_argument(
         "--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration and data, print sizes, memory and time, and train nothing",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="ranks that a dry run reckons with (default: those it is started with)",
     )
     parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
     parser.add_argument(
@@ -40,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from segclip.trainer.config import load_run_config
 
         config = load_run_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            if rank == 0:
+                _print_plan(config, arguments.gpus or int(os.environ.get("WORLD_SIZE", "1")))
+            return
 
         from segclip.trainer.distributed import start
         from segclip.trainer.loop import train
@@ -60,7 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             time.sleep(GRACE_SECONDS)
         _leave(2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if _out_of_memory(error) and not arguments.debug:
+            from segclip.trainer.memory import REMEDIES
+
+            what = " ".join(str(error).split())[:300]
+            print(
+                f"[rank {rank}] error: out of memory: {what}\nWhat needs less, in the order of what it costs:\n"
+                + "".join(f"  {remedy}\n" for remedy in REMEDIES)
+                + "segclip-doctor memory tells what takes how much",
+                file=sys.stderr,
+                flush=True,
+            )
+            _leave(2)
         if arguments.debug or not _lost_peer(error):
             raise
         # The rank that failed has said why; this one only waited for it.
@@ -69,7 +100,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     _finish()
 
 
-def _lost_peer(error: RuntimeError) -> bool:
+def _print_plan(config: RunConfig, processes: int) -> None:
+    from segclip.trainer.dry_run import describe
+
+    rows = describe(config, processes)
+    width = max(len(name) for name, _ in rows)
+    print(f"{config.name}: nothing is trained (--dry-run)")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the host: there torch's allocator says so in words alone."""
+    import torch
+
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "not enough memory: you tried to allocate" in str(error)
+
+
+def _lost_peer(error: Exception) -> bool:
     """Whether a collective broke because a process at its other end is gone."""
     import torch.distributed as dist
 

@@ -130,10 +130,7 @@ class Tracker:
     def finish(self, status: str = "FINISHED") -> None:
         """End the run and wait until all is sent, at most ``flush_seconds``; says so when something was not."""
         self._put("status", status=status, time=_now())
-        self._closing = True
-        self._wake.set()
-        self._thread.join(self._config.flush_seconds)
-        waiting = self._spool.waiting()
+        waiting = self.drain()
         if waiting:
             log.warning(
                 "MLflow has not taken %d records within %.0f s%s: they are kept in %s and sent when the run goes "
@@ -144,8 +141,15 @@ class Tracker:
                 self._spool.path,
                 self._run_dir,
             )
+
+    def drain(self) -> int:
+        """Wait until all is sent, at most ``flush_seconds``; returns how many records are left."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(self._config.flush_seconds)
         if self._refused:
             log.warning("MLflow refused %d records; the last error was: %s", self._refused, self._failure)
+        return self._spool.waiting()
 
     def _put(self, kind: str, **fields: Any) -> None:
         self._spool.append({"kind": kind, **fields})

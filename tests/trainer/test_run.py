@@ -100,6 +100,27 @@ def test_missing_evaluation_data_is_found_before_training(shards: Path, tmp_path
     assert f"{tmp_path}/eval" in message
 
 
+def test_a_dry_run_tells_and_trains_nothing(shards: Path, tmp_path: Path) -> None:
+    done = run(*small(shards, tmp_path / "run"), "--dry-run", "--gpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert "nothing is trained (--dry-run)" in done.stdout
+    assert "8 = 2 ranks x 1 micro-batches x 4" in done.stdout
+    assert not (tmp_path / "run").exists()
+    assert "4 shards are fewer than 8 readers" in one_error(
+        run(*small(shards, tmp_path / "run"), "--dry-run", "--gpus", "8")
+    )
+
+
+def test_out_of_memory_says_what_needs_less(shards: Path, tmp_path: Path) -> None:
+    """A limit of the process stands for the end of the machine's memory."""
+    limited = ("prlimit", f"--data={3 << 30}", sys.executable)
+    done = run(*small(shards, tmp_path / "run"), "train.global_batch=2048", program=limited)
+    message = one_error(done)
+    assert "out of memory" in message
+    assert "train.micro_batch smaller" in done.stderr
+    assert "segclip-doctor memory" in done.stderr
+
+
 def test_resuming_another_model_is_refused(shards: Path, tmp_path: Path) -> None:
     first = run(*small(shards, tmp_path / "run"))
     assert first.returncode == 0, first.stderr

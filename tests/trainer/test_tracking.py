@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from segclip.trainer.tracking import Tracker, TrackingConfig, tracking_uri
@@ -108,17 +109,29 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_there(
     assert f"segclip-doctor mlflow {tmp_path / 'run'}" in caplog.text
 
     with server(tmp_path, port):
-        rest = Tracker(config.model_copy(update={"flush_seconds": 60}), tmp_path / "run", "", training=False)
-        rest.finish("KILLED")
-        assert rest.run_id == tracker.run_id
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(recipe(config)))
+        done = subprocess.run(
+            [sys.executable, "-m", "segclip.trainer.doctor_cli", "mlflow", tmp_path / "run"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"3 records wait for {config.uri}\n3 sent to run {tracker.run_id}, 0 left" in done.stdout
         client = MlflowClient(config.uri)
         run = client.get_run(tracker.run_id)
         assert run.data.params == {"batch": "8"}
         history = client.get_metric_history(tracker.run_id, "loss/total")
         assert [(each.step, each.value) for each in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
-        assert run.info.status == "KILLED"
+        assert run.info.status == "FINISHED"
         found = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'")
         assert [(each.info.run_name, each.data.metrics) for each in found] == [("scenes", {"miou": 0.5})]
+
+
+def recipe(config: TrackingConfig) -> dict[str, object]:
+    """The quickstart's, recorded there."""
+    tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "quickstart.yaml").read_text())
+    return {**tree, "tracking": {**config.model_dump(), "flush_seconds": 60.0}}
 
 
 @contextlib.contextmanager
