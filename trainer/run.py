@@ -114,9 +114,8 @@ def _out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the host: there torch's allocator says so in words alone."""
     import torch
 
-    return isinstance(
-        error, (torch.OutOfMemoryError, MemoryError)
-    ) or "not enough memory: you tried to allocate" in str(error)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "you tried to allocate" in str(error)
 
 
 def _lost_peer(error: Exception) -> bool:
