@@ -171,7 +171,9 @@ def state_bytes(
     parameters = both * element
     on_host = 0
     if zero.stage == 3:
-        parameters = element * (-(-both // world_size) + counts.small)
+        # Whole copies beside the shares; with one rank, the share is the whole.
+        small = counts.small if world_size > 1 else 0
+        parameters = element * (-(-both // world_size) + small)
     if zero.offload_parameters == "cpu":
         parameters = element * counts.small
         on_host += element * -(-both // world_size)

@@ -54,8 +54,8 @@ def test_prediction_agrees_with_what_is_held(rows: dict[int, Rows], ranks: int, 
     expected, found = rows[ranks][name]
     for part in ("parameters", "optimizer"):
         assert found[part] == pytest.approx(expected[part], rel=0.02), part
-    # Those that lie across the border of two shares are whole on both ranks: more than a share at this size.
-    assert found["gradients"] == pytest.approx(expected["gradients"], rel=0.1)
+    # Gradients that lie across the border of two shares are whole on both ranks: noticeable at this size.
+    assert 0.98 * expected["gradients"] <= found["gradients"] <= 1.2 * expected["gradients"]
     assert found["activations"] == pytest.approx(expected["activations"], rel=0.1)
 
 
