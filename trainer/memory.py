@@ -133,7 +133,7 @@ def micro_batch(config: RunConfig, world_size: int) -> int:
             f"train.global_batch is {config.train.global_batch}, which {world_size} ranks cannot share equally"
         )
     local = config.train.global_batch // world_size
-    return getattr(config.train, "micro_batch", None) or local
+    return config.train.micro_batch or local
 
 
 def count_parameters(config: RunConfig) -> Counts:

@@ -28,8 +28,8 @@ def test_recipes_are_of_the_size_they_are_named_after(recipe: str, size: str) ->
     assert config.model.model_copy(update={"init_from": None}) == ModelConfig(**SIZES[size])
     assert config.name == f"segclip-vit-{recipe.replace('_', '-')}"
     assert config.run_dir == f"runs/segclip_vit_{recipe}"
-    # One node and eight, with all their workers.
-    for ranks in (1, 8, 64):
+    # One card and one node; eight nodes for the large batch. With all their workers.
+    for ranks in (1, 8, 64) if recipe.endswith("32k") else (1, 8):
         assert config.train.global_batch % ranks == 0
         assert config.data.lanes % (ranks * max(1, config.data.workers)) == 0
 
