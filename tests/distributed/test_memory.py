@@ -31,6 +31,8 @@ VARIANTS = {
 VARIANTS["bf16-zero2-fp32"] = [*VARIANTS["bf16-zero2"], "zero.gradient_dtype=fp32"]
 VARIANTS["frozen"] = ["zero.stage=2", "optimizer.frozen=[vision.patch_blocks]", *COMMON[2:]]
 VARIANTS["offload"] = [*VARIANTS["fp32-zero2"], "zero.offload_optimizer=cpu"]
+VARIANTS["bf16-passes"] = [*VARIANTS["bf16-zero2"], "train.micro_batch=4"]
+VARIANTS["fp32-passes"] = [*VARIANTS["fp32-zero0"], "train.micro_batch=4"]
 Rows = dict[str, list[dict[str, int]]]
 
 
