@@ -172,9 +172,10 @@ def _disk(config: RunConfig) -> Finding:
     counts = count_parameters(config)
     # Moments and float32 weights of what trains, and the network's own weights, in float32 at most.
     checkpoint = 12 * counts.trained + 4 * (counts.trained + counts.frozen)
-    needed = checkpoint * (config.checkpoint.keep_last + 1)
+    number = config.checkpoint.keep_last + (2 if config.evaluation.every else 1)  # the best one is kept too
+    needed = checkpoint * number
     free = shutil.disk_usage(folder).free
-    text = f"{_size(free)} free at {folder}; {config.checkpoint.keep_last + 1} checkpoints take at most {_size(needed)}"
+    text = f"{_size(free)} free at {folder}; {number} checkpoints take at most {_size(needed)}"
     if not os.access(folder, os.W_OK):
         return Finding("run_dir", "broken", f"{folder} may not be written to", "give another run_dir")
     if free < needed:

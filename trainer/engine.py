@@ -95,14 +95,8 @@ def gradient_norm(engine: Any, step: Any) -> float:
         engine.global_steps += 1
         engine.skipped_steps += 1
         return math.inf
-    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-
-    # This wrapper alone (float16 at stage 0) keeps the norm of the scaled gradient.
-    scale = loss_scale(engine) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else None
     step()
-    if not engine.was_step_applied():
-        return math.inf
-    return float(engine.get_global_grad_norm()) / (scale or 1.0)
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
 
 
 def loss_scale(engine: Any) -> float | None:
@@ -120,9 +114,7 @@ def _give_scalars_a_dimension(model: nn.Module) -> None:
 
 def _is_plain(engine: Any) -> bool:
     """Whether torch's optimiser works on the network's own parameters, without ZeRO and without float32 copies."""
-    return (
-        engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled() and not engine.fp16_enabled()
-    )
+    return engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
 
 
 def _plain_norm(module: nn.Module) -> Tensor:

@@ -6,9 +6,9 @@ and tf32), g bytes of a gradient (b, or 4 with ``zero.gradient_dtype=fp32``):
 ==================  ========================================================================================
 parameters          b (P + F) at stages 0 to 2; b ((P + F) / N + K) at stage 3, K the elements of parameters with at
                     most ``zero.keep_below_elements``, which stay whole; b K with ``offload_parameters``
-gradients           b P at stage 0; g P / N from stage 1 on, where each rank keeps its share of what was reduced; b P at
-                    every stage when a step has several micro-batches, whose sum is reduced once, at the end;
-                    0 with ``offload_optimizer``, where they leave with their bucket
+gradients           b P at stage 0; g P / N from stage 1 on, where each rank keeps its share of what was reduced; 0 with
+                    ``offload_optimizer``, where they leave with their bucket. With several micro-batches in a step,
+                    b P at every stage, and 4 P more for their float32 sum unless b is 4 anyway
 optimiser           8 P of moments, and 4 P of float32 weights beside those that the network computes with (none at
                     stage 0 in float32); divided by N from stage 1 on; 0 with ``offload_optimizer``
 buckets             g ``bucket_elements``, twice with ``overlap_communication``, from stage 1 on (once at stage 3,
@@ -47,6 +47,7 @@ from segclip.models.config import ModelConfig
 from segclip.models.mlp import ScaledLinear
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
+from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.optimizer import freeze, frozen_parameters
 from segclip.trainer.zero import ZeroConfig
 
@@ -126,14 +127,9 @@ def micro_batch(config: RunConfig, world_size: int) -> int:
     """Samples that one rank computes with gradients at a time.
 
     Raises:
-        ValueError: the batch does not divide over so many ranks.
+        ValueError: see ``batch_sizes``.
     """
-    if config.train.global_batch % world_size:
-        raise ValueError(
-            f"train.global_batch is {config.train.global_batch}, which {world_size} ranks cannot share equally"
-        )
-    local = config.train.global_batch // world_size
-    return getattr(config.train, "micro_batch", None) or local
+    return batch_sizes(config.train.global_batch, world_size, config.train.micro_batch)[1]
 
 
 def count_parameters(config: RunConfig) -> Counts:
@@ -171,7 +167,9 @@ def state_bytes(
     parameters = both * element
     on_host = 0
     if zero.stage == 3:
-        parameters = element * (-(-both // world_size) + counts.small)
+        # Whole copies beside the shares; with one rank, the share is the whole.
+        small = counts.small if world_size > 1 else 0
+        parameters = element * (-(-both // world_size) + small)
     if zero.offload_parameters == "cpu":
         parameters = element * counts.small
         on_host += element * -(-both // world_size)
@@ -183,7 +181,7 @@ def state_bytes(
         on_host += state + partition * (4 + element)
         state = gradients = 0
     if several:
-        gradients = max(gradients, whole)
+        gradients = whole + (4 * counts.trained if element < 4 else 0)
 
     buckets = 0
     if zero.stage in (1, 2):

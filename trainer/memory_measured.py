@@ -16,6 +16,7 @@ from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
 from segclip.trainer.engine import build_engine, gradient_norm, set_learning_rates
 from segclip.trainer.memory import CardMemory, micro_batch
+from segclip.trainer.reduction import one_reduction
 
 __all__ = ["measure"]
 
@@ -35,14 +36,14 @@ def measure(config: RunConfig, ranks: Ranks) -> tuple[CardMemory, int | None]:
     """
     engine = build_engine(config, ranks, resuming=True)
     samples = micro_batch(config, ranks.world_size)
-    several = samples < config.train.global_batch // ranks.world_size and config.zero.stage > 0
+    several = samples < config.train.global_batch // ranks.world_size
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(ranks.device)
     kept = gradients = 0
     for step in range(2):
         set_learning_rates(engine, 1.0)
-        with engine.coalesce_grad_reduction() if several else contextlib.nullcontext():
+        with one_reduction(engine) if several else contextlib.nullcontext() as add_up:
             for turn in range(2 if several else 1):
                 sizes: dict[int, int] = {}
                 with _saved(sizes, engine):
@@ -50,7 +51,11 @@ def measure(config: RunConfig, ranks: Ranks) -> tuple[CardMemory, int | None]:
                 kept = sum(sizes.values())
                 engine.backward(_loss(output, config))
                 del output
-            gradients = _bytes(_gradients(engine)) if several else 0
+                if add_up is not None:
+                    add_up()
+            if add_up is not None:
+                sums = add_up.__self__.held()  # type: ignore[attr-defined]  # a method of GradientSums
+                gradients = _bytes((*_gradients(engine), *sums))
         gradients = max(gradients, _bytes(_gradients(engine)))
         gradient_norm(engine, engine.step)
     state = _bytes(_optimizer_tensors(engine))

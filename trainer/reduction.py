@@ -18,7 +18,7 @@ def one_reduction(engine: Any) -> Iterator[Callable[[], None]]:
 
     Between passes each rank holds the gradients of all parameters, at any ZeRO stage.
 
-    Yields a function that is to be called after every backward pass.
+    Yields ``GradientSums.add``, which is to be called after every backward pass.
     """
     # The plain optimiser and DeepSpeed's wrapper for low precision without ZeRO cannot coalesce.
     coalesces = hasattr(engine.optimizer, "_coalesce_grad_reduction")
@@ -52,6 +52,10 @@ class GradientSums:
             else:
                 self._sums[parameter] = parameter.grad.float()
             parameter.grad.zero_()
+
+    def held(self) -> list[Tensor]:
+        """The float32 sums so far."""
+        return list(self._sums.values())
 
     @torch.no_grad()
     def write(self) -> None:

@@ -50,8 +50,9 @@ class ZeroConfig(BaseModel):
     )
     gradient_dtype: Literal["auto", "fp32"] = Field(
         "auto",
-        description="Type in which gradients are summed over micro-batches and ranks: that of the parameters, or "
-        "float32 (twice the memory and bytes sent; for bf16 at stages 2 and 3, or 1 with offload_optimizer).",
+        description="Type in which gradients are summed over ranks (over micro-batches it is float32 in any case): "
+        "that of the parameters, or float32 (twice the memory and bytes sent; for bf16 at stages 2 and 3, or 1 with "
+        "offload_optimizer).",
     )
     offload_optimizer: Literal["none", "cpu"] = Field(
         "none",
@@ -134,6 +135,12 @@ def check_combination(zero: ZeroConfig, optimizer: OptimizerConfig, precision: s
         raise ValueError(
             f"zero.offload_optimizer is 'cpu', where only DeepSpeed's CPU Adam runs, but optimizer.implementation is "
             f"{optimizer.implementation!r}: set that to auto or cpu, or zero.offload_optimizer=none"
+        )
+    if precision == "fp16" and zero.stage == 0:
+        raise ValueError(
+            "train.precision is 'fp16' and zero.stage is 0: DeepSpeed's optimiser for these divides the gradients by a "
+            "loss scale that the loss was never multiplied by, so that they vanish; set zero.stage=1, which costs no "
+            "more, or train.precision=bf16"
         )
     if zero.gradient_dtype == "fp32" and precision in ("bf16", "fp16"):
         if zero.stage == 0:

@@ -31,6 +31,8 @@ VARIANTS = {
 VARIANTS["bf16-zero2-fp32"] = [*VARIANTS["bf16-zero2"], "zero.gradient_dtype=fp32"]
 VARIANTS["frozen"] = ["zero.stage=2", "optimizer.frozen=[vision.patch_blocks]", *COMMON[2:]]
 VARIANTS["offload"] = [*VARIANTS["fp32-zero2"], "zero.offload_optimizer=cpu"]
+VARIANTS["bf16-passes"] = [*VARIANTS["bf16-zero2"], "train.micro_batch=4"]
+VARIANTS["fp32-passes"] = [*VARIANTS["fp32-zero0"], "train.micro_batch=4"]
 Rows = dict[str, list[dict[str, int]]]
 
 
@@ -54,8 +56,8 @@ def test_prediction_agrees_with_what_is_held(rows: dict[int, Rows], ranks: int, 
     expected, found = rows[ranks][name]
     for part in ("parameters", "optimizer"):
         assert found[part] == pytest.approx(expected[part], rel=0.02), part
-    # Those that lie across the border of two shares are whole on both ranks: more than a share at this size.
-    assert found["gradients"] == pytest.approx(expected["gradients"], rel=0.1)
+    # Gradients that lie across the border of two shares are whole on both ranks: noticeable at this size.
+    assert 0.98 * expected["gradients"] <= found["gradients"] <= 1.2 * expected["gradients"]
     assert found["activations"] == pytest.approx(expected["activations"], rel=0.1)
 
 

@@ -18,6 +18,8 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 VARIANTS = {
     **{f"zero{stage}": [f"zero.stage={stage}"] for stage in range(4)},
     **{f"bf16-zero{stage}": [f"zero.stage={stage}", "train.precision=bf16"] for stage in range(4)},
+    "passes-zero0": ["zero.stage=0", "train.micro_batch=4"],
+    "passes-bf16-zero2": ["zero.stage=2", "train.micro_batch=4", "train.precision=bf16"],
     "lamb": ["zero.stage=0", "optimizer.kind=lamb"],
     "offload2": ["zero.stage=2", "zero.offload_optimizer=cpu"],
     "offload3": ["zero.stage=3", "zero.offload_optimizer=cpu", "zero.offload_parameters=cpu"],

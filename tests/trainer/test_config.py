@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segclip.models.config import ModelConfig
+from segclip.models.sizes import SIZES
 from segclip.trainer.config import flatten, load_run_config, save_run_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -18,6 +20,18 @@ def test_every_recipe_is_valid(path: Path) -> None:
     config = load_run_config(path)
     assert config.model.image_size == config.data.image_size
     assert config.data.words <= config.model.context_length
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("b16", "vit_b16"), ("b16_32k", "vit_b16"), ("l14", "vit_l14")])
+def test_recipes_are_of_the_size_they_are_named_after(recipe: str, size: str) -> None:
+    config = load_run_config(QUICKSTART.with_name(f"segclip_vit_{recipe}.yaml"))
+    assert config.model.model_copy(update={"init_from": None}) == ModelConfig(**SIZES[size])
+    assert config.name == f"segclip-vit-{recipe.replace('_', '-')}"
+    assert config.run_dir == f"runs/segclip_vit_{recipe}"
+    # One card and one node; eight nodes for the large batch. With all their workers.
+    for ranks in (1, 8, 64) if recipe.endswith("32k") else (1, 8):
+        assert config.train.global_batch % ranks == 0
+        assert config.data.lanes % (ranks * max(1, config.data.workers)) == 0
 
 
 def test_overrides() -> None:
@@ -75,7 +89,7 @@ def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
         (["zero.stage=0", "optimizer.kind=lamb", "optimizer.implementation=cpu"], "no implementation 'cpu'"),
         (["zero.offload_optimizer=cpu", "optimizer.implementation=fused"], "implementation is 'fused'"),
         (["zero.gradient_dtype=fp32", "train.precision=bf16"], "set zero.stage=2, which has the same cost"),
-        (["zero.gradient_dtype=fp32", "train.precision=fp16", "zero.stage=0"], "but zero.stage is 0"),
+        (["train.precision=fp16", "zero.stage=0"], "set zero.stage=1, which costs no more"),
         (["zero.gradient_dtype=fp32", "train.precision=bf16", "zero.stage=0"], "but zero.stage is 0"),
     ],
 )

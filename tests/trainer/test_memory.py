@@ -48,7 +48,8 @@ def test_four_ranks_by_hand(
 
 
 def test_several_micro_batches_keep_the_sum_of_their_gradients_whole() -> None:
-    assert state_bytes(ZeroConfig(stage=2), COUNTS, 4, "bf16", several=True).gradients == 2000
+    assert state_bytes(ZeroConfig(stage=2), COUNTS, 4, "bf16", several=True).gradients == 2000 + 4000
+    assert state_bytes(ZeroConfig(stage=2), COUNTS, 4, "fp32", several=True).gradients == 4000
 
 
 def test_buckets() -> None:
