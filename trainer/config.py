@@ -67,6 +67,12 @@ class TrainConfig(BaseModel):
         "they are. After more than so many in a row the run stops. (The first steps of fp16 may be skipped until "
         "its loss scale fits: at most initial_scale_power + hysteresis.)",
     )
+    look_every: int = Field(
+        500,
+        ge=0,
+        description="Steps between closer looks: the gradient of each loss and of each group of the optimiser, and a "
+        "picture of the assignments; 0 never looks.",
+    )
     log_every: int = Field(
         20, gt=0, description="Steps between progress lines and between metrics in MLflow."
     )

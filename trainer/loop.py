@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import subprocess
 import time
@@ -29,6 +30,7 @@ from segclip.trainer.data_counts import DataCounts, check_data, count_data, data
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
+from segclip.trainer.insight import look
 from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.nonfinite import SkippedSteps, step_health
 from segclip.trainer.precision import resolve_precision
@@ -37,6 +39,7 @@ from segclip.trainer.progress import ProgressLine
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
+from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
 from segclip.trainer.utilisation import Utilisation
 
@@ -153,9 +156,9 @@ def _run_steps(
     first_step = state.step if state is not None else 0
     before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
-    utilisation = Utilisation(config, ranks)
+    utilisation, timer = Utilisation(config, ranks), StepTimer(engine.device)
     skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks)
-    counted, waited = before, 0.0
+    counted, waited, reported = before, 0.0, first_step
     best = state.best if state is not None else None
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned
@@ -165,7 +168,7 @@ def _run_steps(
         begin = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - begin
-        result = train_step(engine, batch, config.seed, config.loss, micro_batch)
+        result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)
         skips.look(result.gradient_norm, step)
         if step % config.train.log_every == 0 or step in (first_step + 1, steps):
             metrics = _reduced(result) | {f"lr/{name}": rate for name, rate in rates.items()}
@@ -173,7 +176,8 @@ def _run_steps(
             metrics |= utilisation.metrics(metrics["samples_per_second"])
             last, counted = counted, count_data(stream, ranks, before)
             metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
-            metrics |= step_health(engine)
+            metrics |= step_health(engine) | timer.take(step - reported)
+            reported = step
             waited = 0.0
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
@@ -182,6 +186,10 @@ def _run_steps(
             if tracker is not None:
                 tracker.metrics(metrics, step)
             check_data(config.data, stream, counted, ranks)
+        if config.train.look_every and step % config.train.look_every == 0:
+            begin = time.perf_counter()
+            look(config, engine, batch, step, tracker, ranks)
+            line.pause(time.perf_counter() - begin)
         if config.evaluation.every and step % config.evaluation.every == 0 and step < steps:
             begin = time.perf_counter()
             miou = score_training(config.evaluation, engine, config.model, step, tracker, ranks)
@@ -211,11 +219,22 @@ def _run_steps(
 def _reduced(result: StepResult) -> dict[str, float]:
     """Losses as means over ranks, and the numbers that are equal on all of them."""
     names = sorted(result.losses)
-    values = torch.stack([result.losses[name].float() for name in names] + [result.used_centers.float()])
+    values = torch.cat(
+        [
+            torch.stack([result.losses[name].float() for name in names] + [result.centers.used]),
+            result.centers.share_G,
+        ]
+    )
     dist.all_reduce(values)
-    means = (values / dist.get_world_size()).tolist()
-    return {f"loss/{name}": value for name, value in zip(names, means, strict=False)} | {
-        "centers/used": means[-1],
+    means = values.cpu() / dist.get_world_size()
+    share_G = means[len(names) + 1 :]
+    return dict(zip((f"loss/{name}" for name in names), means.tolist(), strict=False)) | {
+        "centers/used": float(means[len(names)]),
+        # 1 if all centers hold as many patches, 0 if one holds all.
+        "centers/entropy": float(torch.special.entr(share_G).sum() / math.log(len(share_G)))
+        if len(share_G) > 1
+        else 1.0,
+        "centers/dead": float((share_G == 0).sum()),
         "logit_scale": float(result.logit_scale),
         "gradient_norm": result.gradient_norm,
     }

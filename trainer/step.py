@@ -25,6 +25,7 @@ of the h of all ranks, times the number of ranks, over which gradients and repor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,8 +42,18 @@ from segclip.models.text_reconstruction import hidden_words
 from segclip.trainer.engine import gradient_norm
 from segclip.trainer.micro_batches import split_batch
 from segclip.trainer.reduction import one_reduction
+from segclip.trainer.timing import StepTimer
 
-__all__ = ["Gradients", "StepResult", "compute_gradients", "train_step"]
+__all__ = ["CenterUse", "Gradients", "StepResult", "compute_gradients", "train_step"]
+
+
+class CenterUse(NamedTuple):
+    """How the centers are used. Means over ranks are those of the batch."""
+
+    used: Tensor
+    """Share of the centers of an image that hold at least one patch: scalar."""
+    share_G: Tensor
+    """Share of all patches that each center holds, float32 [G]; sums to 1."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,7 @@ class StepResult:
     losses: dict[str, Tensor]
     gradient_norm: float
     logit_scale: Tensor
-    used_centers: Tensor
-    """Share of centers that hold at least one patch."""
+    centers: CenterUse
 
 
 class Gradients(NamedTuple):
@@ -62,50 +72,76 @@ class Gradients(NamedTuple):
     losses: dict[str, Tensor]
     """Loss parts, unweighted, and their weighted ``total``; detached."""
     logit_scale: Tensor
-    used_centers: Tensor
+    centers: CenterUse
 
 
 def train_step(
-    engine: Any, batch: Batch, seed: int, config: LossConfig, micro_batch: int | None = None
+    engine: Any,
+    batch: Batch,
+    seed: int,
+    config: LossConfig,
+    micro_batch: int | None = None,
+    timer: StepTimer | None = None,
 ) -> StepResult:
-    """Gradients of the global batch, then the optimiser step; arguments as of ``compute_gradients``."""
-    found = compute_gradients(engine, batch, seed, config, micro_batch)
-    norm = gradient_norm(engine, engine.step)
-    return StepResult(found.losses, norm, found.logit_scale, found.used_centers)
+    """Gradients of the global batch, then the optimiser step; arguments as of ``compute_gradients``.
+
+    Args:
+        timer: gets the parts ``features`` (of cached steps), ``forward``, ``backward`` (with what of the reduction
+            overlaps with it), ``reduce`` (of cached steps) and ``optimizer``.
+    """
+    timer = timer or StepTimer(engine.device)
+    found = compute_gradients(engine, batch, seed, config, micro_batch, timer)
+    with timer.part("optimizer"):
+        norm = gradient_norm(engine, engine.step)
+    return StepResult(found.losses, norm, found.logit_scale, found.centers)
 
 
 def compute_gradients(
-    engine: Any, batch: Batch, seed: int, config: LossConfig, micro_batch: int | None = None
+    engine: Any,
+    batch: Batch,
+    seed: int,
+    config: LossConfig,
+    micro_batch: int | None = None,
+    timer: StepTimer | None = None,
 ) -> Gradients:
     """Forward, losses of the global batch, backward, and gradients averaged over ranks.
 
     Args:
         batch: samples of this rank, as many as each rank has, on the CPU or pinned there.
         micro_batch: samples of one forward pass; None for one pass over all. The same on all ranks.
+        timer: see ``train_step``.
     """
+    timer = timer or StepTimer(engine.device)
     parts = split_batch(batch, micro_batch or len(batch))
     shares = _shares(engine, parts, seed, config)
     if len(parts) == 1:
-        return _one_pass(engine, batch, seed, config, shares[0])
-    return _cached_passes(engine, batch, parts, seed, config, shares)
+        return _one_pass(engine, batch, seed, config, shares[0], timer)
+    return _cached_passes(engine, batch, parts, seed, config, shares, timer)
 
 
 def _one_pass(
-    engine: Any, batch: Batch, seed: int, config: LossConfig, shares: dict[str, Tensor | float]
+    engine: Any,
+    batch: Batch,
+    seed: int,
+    config: LossConfig,
+    shares: dict[str, Tensor | float],
+    timer: StepTimer,
 ) -> Gradients:
-    output = _forward(engine, batch, seed, config)
-    losses = {
-        "contrastive": _contrastive(
-            batch, output.image_embed_BE, output.text_embed_BE, output.logit_scale, config
-        ),
-        **_own_losses(output, shares),
-    }
-    total = _weighted(losses, config)
-    engine.backward(total)
+    with timer.part("forward"):
+        output = _forward(engine, batch, seed, config)
+        losses = {
+            "contrastive": _contrastive(
+                batch, output.image_embed_BE, output.text_embed_BE, output.logit_scale, config
+            ),
+            **_own_losses(output, shares),
+        }
+        total = _weighted(losses, config)
+    with timer.part("backward"):
+        engine.backward(total)
     return Gradients(
         {name: value.detach() for name, value in losses.items()} | {"total": total.detach()},
         output.logit_scale.detach(),
-        _used_centers(output),
+        _center_use(output),
     )
 
 
@@ -116,43 +152,54 @@ def _cached_passes(
     seed: int,
     config: LossConfig,
     shares: Sequence[dict[str, Tensor | float]],
+    timer: StepTimer,
 ) -> Gradients:
-    features = [_features(engine, part, seed, config) for part in parts]
-    leaves = [torch.cat([feature[side] for feature in features]) for side in (0, 1)] + [features[0][2]]
-    image_BE, text_BE, logit_scale = (leaf.requires_grad_(True) for leaf in leaves)
-    contrastive = _contrastive(batch, image_BE, text_BE, logit_scale, config)
-    # Each gradient is of the order of one over the batch, too small for float16. A power of two changes no digit.
-    spread = 2.0 ** (len(batch) - 1).bit_length()
-    image_grad_BE, text_grad_BE, scale_grad = (
-        gradient.float() / spread
-        for gradient in torch.autograd.grad(
-            config.contrastive * spread * contrastive, (image_BE, text_BE, logit_scale)
+    with timer.part("features"):
+        features = [_features(engine, part, seed, config) for part in parts]
+        leaves = [torch.cat([feature[side] for feature in features]) for side in (0, 1)] + [features[0][2]]
+        image_BE, text_BE, logit_scale = (leaf.requires_grad_(True) for leaf in leaves)
+        contrastive = _contrastive(batch, image_BE, text_BE, logit_scale, config)
+        # Each gradient is of the order of one over the batch, too small for float16. A power of two changes no digit.
+        spread = 2.0 ** (len(batch) - 1).bit_length()
+        image_grad_BE, text_grad_BE, scale_grad = (
+            gradient.float() / spread
+            for gradient in torch.autograd.grad(
+                config.contrastive * spread * contrastive, (image_BE, text_BE, logit_scale)
+            )
         )
-    )
 
     losses: dict[str, Tensor] = {}
-    used_centers = torch.zeros_like(logit_scale, requires_grad=False)
+    centers: list[CenterUse] = []
     place = 0
-    with one_reduction(engine) as add_up:
+    with ExitStack() as passes:
+        add_up = passes.enter_context(one_reduction(engine))
         for part, share in zip(parts, shares, strict=True):
             own = slice(place, place + len(part))
-            output = _forward(engine, part, seed, config)
-            own_losses = _own_losses(output, share)
-            # Each of these has dC/d(...) as its gradient; that of the temperature is not to be counted M times.
-            cached = (
-                torch.sum(output.image_embed_BE.float() * image_grad_BE[own])
-                + torch.sum(output.text_embed_BE.float() * text_grad_BE[own])
-                + output.logit_scale * (scale_grad if place == 0 else 0.0)
-            )
-            engine.backward(cached + _weighted(own_losses, config))
-            add_up()
+            with timer.part("forward"):
+                output = _forward(engine, part, seed, config)
+                own_losses = _own_losses(output, share)
+                # Each of these has dC/d(...) as its gradient; that of the temperature is not to be counted M times.
+                cached = (
+                    torch.sum(output.image_embed_BE.float() * image_grad_BE[own])
+                    + torch.sum(output.text_embed_BE.float() * text_grad_BE[own])
+                    + output.logit_scale * (scale_grad if place == 0 else 0.0)
+                )
+            with timer.part("backward"):
+                engine.backward(cached + _weighted(own_losses, config))
+                add_up()
             for name, value in own_losses.items():
                 losses[name] = losses[name] + value.detach() if name in losses else value.detach()
-            used_centers += _used_centers(output) * (len(part) / len(batch))
+            centers.append(_center_use(output, len(part) / len(batch)))
             place += len(part)
             del output, own_losses, cached  # not to be kept while the next micro-batch is computed
+        with timer.part("reduce"):
+            passes.close()
     losses = {"contrastive": contrastive.detach(), **losses}
-    return Gradients(losses | {"total": _weighted(losses, config)}, logit_scale.detach(), used_centers)
+    return Gradients(
+        losses | {"total": _weighted(losses, config)},
+        logit_scale.detach(),
+        CenterUse(*(torch.stack(values).sum(0) for values in zip(*centers, strict=True))),
+    )
 
 
 def _forward(
@@ -236,5 +283,7 @@ def _weighted(losses: dict[str, Tensor], config: LossConfig) -> Tensor:
     return torch.stack([getattr(config, name) * value for name, value in losses.items()]).sum()
 
 
-def _used_centers(output: TrainOutput) -> Tensor:
-    return output.hard_BGL.detach().amax(dim=2).float().mean()
+def _center_use(output: TrainOutput, share: float = 1.0) -> CenterUse:
+    """Use of the centers by some samples, times their share of the batch."""
+    hard_BGL = output.hard_BGL.detach().float()
+    return CenterUse(share * hard_BGL.amax(dim=2).mean(), share * hard_BGL.mean(dim=(0, 2)))

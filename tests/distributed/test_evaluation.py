@@ -30,9 +30,10 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     write_scene_voc(root / "scenes", SceneSet(11, 8, size=48))
     scored = (
         f"evaluation={{dataset: scenes, data_root: {root}/scenes, protocol: scenes, every: 2, images: 5}}"
-        "::checkpoint={every: 100, keep_last: 1}"
+        "::checkpoint={every: 100, keep_last: 1}::train.look_every=3"
     )
     variants = [f"{root}/zero{stage}::zero.stage={stage}::{scored}" for stage in (1, 3)]
+    variants.append(f"{root}/blind::train.look_every=0")
     done = launch(WORKER, config_file, *variants)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (root / "told").write_text(done.stdout)
@@ -70,3 +71,19 @@ def test_scores_are_told_while_training(runs: Path) -> None:
     for step in (2, 4):
         assert told.count(f"step {step}: mIoU") == 2
     assert "step 6: " not in told
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_a_closer_look_disturbs_nothing(runs: Path, name: str) -> None:
+    """Pictures are there at every stage, and the steps after a look go on like those of a run that never looks."""
+    pictures = sorted(path.name for path in (runs / name / "assignments").iterdir())
+    assert pictures == ["step-00000003.png", "step-00000006.png"]
+    rows = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+    other = [json.loads(line) for line in (runs / "blind" / "metrics.jsonl").read_text().splitlines()]
+    for seen, blind in zip(rows, other, strict=True):
+        assert seen["loss/total"] == pytest.approx(blind["loss/total"], rel=1e-5)
+        assert 0 < seen["centers/entropy"] <= 1
+        assert seen["centers/dead"] in range(4)
+        parts = [seen[f"time/{part}"] for part in ("forward", "backward", "optimizer")]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) <= seen["step_seconds"]
