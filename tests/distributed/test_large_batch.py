@@ -5,7 +5,7 @@ The measure is the norm of the difference over the norm, parameter by parameter:
 where gradients of less than a hundredth of the whole gradient's norm are measured against that hundredth, and 1e-5 for
 parameters after five steps. Against their own norm (if that is not under 1e-4 of the whole one's) gradients are held to
 3e-6: some are small sums of large numbers, and float32 gives the plain process itself an error of up to 2e-6 there
-against float64.
+against float64. Seen on 1 and 2 ranks: 7e-7, 1.2e-6 against the own norm, and 2.6e-6 for parameters.
 """
 
 from __future__ import annotations
