@@ -182,7 +182,9 @@ def _run_steps(
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
                 with open(Path(config.run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+                    # JSON has no number for a gradient that is not finite.
+                    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+                    file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
             if tracker is not None:
                 tracker.metrics(metrics, step)
             check_data(config.data, stream, counted, ranks)
