@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 STORE  ?= file
+# Processes that run tests side by side.
+JOBS   ?= 2
 
 export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
@@ -26,11 +28,11 @@ quickstart: $(VENV)/.installed
 
 ## test         the whole test suite
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
 ## test-fast    the same without the slow ones (processes, servers)
 test-fast: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 ## lint         ruff, mypy, import-linter
 lint: $(VENV)/.installed

@@ -65,7 +65,7 @@ def test_both_ranks_leave_weights_and_moments_as_they_were(runs: Path, name: str
 def test_the_skip_is_counted_and_training_goes_on(runs: Path, name: str) -> None:
     rows = metrics(runs / name)
     assert [row["skips/nonfinite"] for row in rows] == [0, 0, 0, 1, 1, 1]
-    assert [math.isfinite(row["gradient_norm"]) for row in rows] == [True, True, True, False, True, True]
+    assert [row["gradient_norm"] is not None for row in rows] == [True, True, True, False, True, True]
     weights = load_file(runs / name / "export" / "model.safetensors")
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
