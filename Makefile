@@ -67,6 +67,7 @@ gpu-test: gpu-found
 ## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
 bench-gpu: gpu-found
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_kernels --json benchmarks/results/gpu_kernels.json
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu_training --json benchmarks/results/gpu_training.json
 
 ## gpu-bytes    the bytes they really move, counted by ncu
 gpu-bytes: gpu-found

@@ -25,7 +25,7 @@ HELPERS = {
     "shaping_proxy",
     "training_case",
 }
-NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize"}
+NEED_GPU = {"gpu_bytes", "gpu_kernels", "gpu_sanitize", "gpu_training"}
 
 
 def scripts() -> list[str]:

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,6 +54,11 @@ class TrainConfig(BaseModel):
     )
     fp16: Fp16Config = Field(
         Fp16Config(), description="Loss scaling of precision fp16; no other looks at it."
+    )
+    compile: Literal["none", "blocks", "towers"] = Field(
+        "none",
+        description="What torch.compile makes faster at the cost of minutes before the first step: each transformer "
+        "block, or each tower as a whole. Not at ZeRO stage 3, which gathers parameters module by module.",
     )
     gradient_clip: float = Field(
         1.0,

@@ -17,7 +17,7 @@ from segclip.trainer.optimizer import build_optimizer, freeze, frozen_parameters
 from segclip.trainer.precision import resolve_precision, set_matmul_precision
 from segclip.trainer.zero import check_combination, deepspeed_config
 
-__all__ = ["build_engine", "gradient_norm", "loss_scale", "set_learning_rates"]
+__all__ = ["build_engine", "compile_network", "gradient_norm", "loss_scale", "set_learning_rates"]
 
 
 def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any:
@@ -62,11 +62,24 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
             fp16=config.train.fp16,
         ),
     )
+    compile_network(model, config.train.compile)
     if config.zero.stage == 0:
         optimizer.state.clear()
         for group in optimizer.param_groups:
             group.pop("step", None)  # where LAMB counts
     return engine
+
+
+def compile_network(model: nn.Module, what: str) -> None:
+    """Let torch.compile work on each transformer block, or on each tower; names of parameters stay as they are."""
+    if what == "blocks":
+        for module in model.modules():
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    block.compile()
+    elif what == "towers":
+        for tower in model.children():
+            tower.compile()
 
 
 def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:

@@ -201,7 +201,7 @@ def trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 def train_case(case: Case, ranks: Any) -> dict[str, Any]:
     """The same as ``plain_training`` by the trainer's engine and step."""
-    from segclip.trainer.engine import build_engine, gradient_norm, set_learning_rates
+    from segclip.trainer.engine import build_engine, compile_network, gradient_norm, set_learning_rates
     from segclip.trainer.step import compute_gradients
 
     local_batch = GLOBAL_BATCH // ranks.world_size
@@ -209,8 +209,7 @@ def train_case(case: Case, ranks: Any) -> dict[str, Any]:
     config = run_config(case.losses, case.variant, case.stage)
     engine = build_engine(config, ranks)
     if case.variant == "compiled":
-        for block in (*engine.module.vision.patch_blocks, *engine.module.vision.center_blocks):
-            block.compile()
+        compile_network(engine.module, "blocks")
     if case.variant == "captured":
         # The whole tower as one graph, run as it was captured: for that much code the compiler takes minutes.
         engine.module.vision.compile(backend="aot_eager")

@@ -88,6 +88,10 @@ def test_refused_with_name_and_value(override: str, words: list[str]) -> None:
         (["optimizer.kind=lamb"], "optimizer.kind is 'lamb' and zero.stage is 1: LAMB scales"),
         (["zero.stage=0", "optimizer.kind=lamb", "optimizer.implementation=cpu"], "no implementation 'cpu'"),
         (["zero.offload_optimizer=cpu", "optimizer.implementation=fused"], "implementation is 'fused'"),
+        (
+            ["zero.stage=3", "train.compile=blocks"],
+            "train.compile=blocks and zero.stage=3 do not go together",
+        ),
         (["zero.gradient_dtype=fp32", "train.precision=bf16"], "set zero.stage=2, which has the same cost"),
         (["train.precision=fp16", "zero.stage=0"], "set zero.stage=1, which costs no more"),
         (["zero.gradient_dtype=fp32", "train.precision=bf16", "zero.stage=0"], "but zero.stage is 0"),
