@@ -135,6 +135,11 @@ class RunConfig(BaseModel):
                 f"loss.text_reconstruction is {self.loss.text_reconstruction:g}, but the network has no decoder of "
                 "words; set model.text_reconstruction=true, or the weight to 0"
             )
+        if self.train.compile != "none" and self.zero.stage == 3:
+            raise ValueError(
+                f"train.compile={self.train.compile} and zero.stage=3 do not go together: stage 3 gathers parameters "
+                "between modules, where the compiler sees one program; use train.compile=none or a lower stage"
+            )
         frozen_parameters(self.optimizer, self.model)
         check_combination(self.zero, self.optimizer, self.train.precision)
         return self
