@@ -177,26 +177,39 @@ def add_build_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     build.add_argument(
         "--splits",
         default=",".join(KARPATHY_SPLITS),
-        help="splits of a Karpathy .json (default: %(default)s)",
+        help="splits of a Karpathy .json; rows of others are not read (default: %(default)s)",
     )
-    build.add_argument("--per-shard", type=int, default=defaults.per_shard, help="most samples in a shard")
+    build.add_argument(
+        "--per-shard",
+        type=int,
+        default=defaults.per_shard,
+        help="most samples in a shard; whole small tars go into one together (default: %(default)s)",
+    )
     build.add_argument(
         "--resize",
         type=int,
         metavar="SIDE",
         help="make pictures smaller to this short side, as JPEG; smaller ones stay",
     )
-    build.add_argument("--quality", type=int, default=defaults.quality, help="of the JPEGs --resize writes")
+    build.add_argument(
+        "--quality",
+        type=int,
+        default=defaults.quality,
+        help="of the JPEGs --resize writes (default: %(default)s)",
+    )
     build.add_argument("--superpixels", default="slic:64", help=SUPERPIXELS_HELP)
     build.add_argument(
         "--longest-caption",
         type=int,
         default=defaults.longest_caption,
         metavar="CHARACTERS",
-        help="longer ones are cut after a word",
+        help="longer ones are cut after a word (default: %(default)s)",
     )
     build.add_argument(
-        "--min-side", type=int, default=defaults.min_side, help="reject pictures with a shorter side"
+        "--min-side",
+        type=int,
+        default=defaults.min_side,
+        help="reject pictures with a shorter side (default: %(default)s)",
     )
     build.add_argument(
         "--unique", action="store_true", help="of pictures equal byte for byte keep the first alone"
@@ -213,7 +226,10 @@ def add_build_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     for parser in (build, superpixels):
         parser.add_argument("--out", required=True, metavar="URL", help="folder or URL to write to")
         parser.add_argument(
-            "--max-pixels", type=int, default=defaults.max_pixels, help="reject pictures with more, unread"
+            "--max-pixels",
+            type=int,
+            default=defaults.max_pixels,
+            help="reject pictures with more, unread (default: %(default)s)",
         )
         parser.add_argument(
             "--processes",

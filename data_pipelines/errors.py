@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["BadSample", "BadShard", "DataError", "StoreError"]
+__all__ = ["OF_THE_SHARD", "REPAIR", "BadSample", "BadShard", "DataError", "StoreError"]
+
+OF_THE_SHARD = frozenset({"missing", "length", "empty", "web_page"})
+"""Causes of a ``StoreError`` that lie with the object and not with the way to it, so that they are the same on every
+machine at every time."""
+REPAIR = "upload it again, or delete it and run the segclip-shards build that made it once more"
+"""What mends a shard that is not what its manifest states."""
 
 
 class DataError(ValueError):

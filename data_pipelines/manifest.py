@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from segclip.data_pipelines.errors import BadShard
+from segclip.data_pipelines.errors import REPAIR, BadShard
 from segclip.data_pipelines.store import Store, normalise_url, read_before_fork
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 
@@ -108,12 +108,10 @@ def check_shard(
     if len(content) != entry.bytes:
         raise BadShard(
             "length",
-            f"shard {url}/{entry.path} has {len(content)} bytes, the manifest states {entry.bytes}: "
-            "upload the shard again or rebuild the set",
+            f"shard {url}/{entry.path} has {len(content)} bytes, the manifest states {entry.bytes}: {REPAIR}",
         )
     if checksum and hashlib.sha256(content).hexdigest() != entry.sha256:
         raise BadShard(
             "checksum",
-            f"the content of shard {url}/{entry.path} does not match the manifest (SHA-256): "
-            "upload the shard again or rebuild the set",
+            f"the content of shard {url}/{entry.path} does not match the manifest (SHA-256): {REPAIR}",
         )

@@ -65,8 +65,8 @@ def merge_set(url: str, report: Callable[[int, int], None] = lambda done, total:
     if missing:
         why = f" ({faults[0]})" if faults else ""
         raise ValueError(
-            f"{len(missing)} of the {plan.units} units of {store.url} are not built, the first is {missing[0]}{why}: "
-            "run the builds of all parts to their end, each with the same command"
+            f"{len(missing)} of the {plan.units} pieces of {store.url} are not built, the first is number {missing[0]}"
+            f"{why}: run the builds of all parts (--part I/N) to their end, each with the same command"
         )
     records = [done[unit] for unit in range(plan.units)]
     if plan.options.get("unique"):

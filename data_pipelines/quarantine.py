@@ -178,6 +178,6 @@ def check_budget(
             f"{name.removeprefix('skips/')} {count}" for name, count in sorted(by_cause.items())
         )
         raise ValueError(
-            f"{'; '.join(over)} (skips by cause: {causes}; {served} samples served). "
+            f"{'; '.join(over)} (samples skipped so far, by cause: {causes}; {served} samples served). "
             "Run segclip-shards verify and repair the set, or allow more"
         )

@@ -12,7 +12,7 @@ import obstore
 from segclip.data_pipelines.buffers import buffer
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
-from segclip.data_pipelines.errors import StoreError
+from segclip.data_pipelines.errors import REPAIR, StoreError
 from segclip.data_pipelines.retry import THROTTLED, Attempts, RetryPolicy, Throttle, cause_of
 
 __all__ = ["ObjectReader", "RangedReader", "reading_options", "recognise"]
@@ -74,7 +74,7 @@ class _Identity:
 
 
 def _wrong_length(where: str, found: int, expected: int) -> str:
-    return f"{where} has {found} bytes where {expected} are expected: upload it again or rebuild the set"
+    return f"{where} has {found} bytes where {expected} are expected: {REPAIR}"
 
 
 class RangedReader:

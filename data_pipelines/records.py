@@ -46,6 +46,10 @@ class RejectedFile(BaseModel):
     detail: str
 
 
+# What people call settings of a plan that are not options themselves.
+_CALLED = {"tars_together": "the number of tars in a shard (by --per-shard)"}
+
+
 class Plan(BaseModel):
     """What is built from what. The same plan gives the same bytes."""
 
@@ -67,7 +71,8 @@ class Plan(BaseModel):
             mine, others = getattr(self, part), getattr(other, part)
             for name in sorted(mine.keys() | others.keys()):
                 if mine.get(name) != others.get(name):
-                    return f"{part} {name} was {others.get(name)!r} and is now {mine.get(name)!r}"
+                    called = _CALLED.get(name, f"{part} {name}")
+                    return f"{called} was {others.get(name)!r} and is now {mine.get(name)!r}"
         return f"it had {other.units} units and now has {self.units}"
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.disk_cache import DiskCache
-from segclip.data_pipelines.errors import BadShard, StoreError
+from segclip.data_pipelines.errors import OF_THE_SHARD, REPAIR, BadShard, StoreError
 from segclip.data_pipelines.manifest import ShardEntry, check_shard
 from segclip.data_pipelines.samples import Shard, open_shard
 from segclip.data_pipelines.store import open_store
 
 __all__ = ["ShardReader"]
-
-# What lies with the shard and not with the way to it, so that it is the same on every machine at every time.
-_OF_THE_SHARD = frozenset({"missing", "length", "empty", "web_page"})
 
 
 class ShardReader:
@@ -57,7 +54,7 @@ class ShardReader:
             raise BadShard(
                 "count",
                 f"shard {name} holds {len(shard.samples)} samples, the manifest states {entry.count}: "
-                "rebuild the set or its manifest",
+                f"{REPAIR}",
             )
         return shard
 
@@ -68,7 +65,7 @@ class ShardReader:
             # What lies in the cache under its sum has to have it.
             return self._cache.get(entry.sha256, entry.bytes, lambda: self._fetch(entry, True))
         except StoreError as error:
-            if error.cause in _OF_THE_SHARD:
+            if error.cause in OF_THE_SHARD:
                 raise BadShard(error.cause, str(error)) from error
             raise
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
+from segclip.data_pipelines.errors import OF_THE_SHARD, REPAIR, StoreError
 from segclip.data_pipelines.manifest import (
     MANIFEST,
     Manifest,
@@ -24,6 +25,8 @@ from segclip.data_pipelines.tar import group_samples, header, trailer
 __all__ = ["pack", "shard_name", "verify_set", "write_set"]
 
 log = logging.getLogger(__name__)
+# Bad shards that verifying names; the others are counted.
+MOST_FAULTS = 20
 Sample = tuple[str, Mapping[str, bytes]]
 
 
@@ -112,22 +115,38 @@ def verify_set(url: str, report: Callable[[ShardEntry], None] = lambda entry: No
     Tars that the manifest does not name are looked for too, where the store can be listed.
 
     Raises:
-        ValueError: the first difference found.
+        ValueError: the set is not what its manifest states; names up to ``MOST_FAULTS`` shards, each with its fault.
     """
     store: Store = open_store(url)
     manifest = read_manifest(store)
+    faults: list[str] = []
     for entry in manifest.shards:
-        content = store.get(entry.path)
-        check_shard(entry, content, store.url)
-        held = len(group_samples(content, f"{store.url}/{entry.path}"))
-        if held != entry.count:
-            raise ValueError(
-                f"shard {store.url}/{entry.path} holds {held} samples, the manifest states {entry.count}: "
-                "rebuild the set"
-            )
+        try:
+            _verify_shard(store, entry)
+        except ValueError as error:
+            # Of a store that is out of reach, every other shard would say the same.
+            if isinstance(error, StoreError) and error.cause not in OF_THE_SHARD:
+                raise
+            faults.append(str(error))
         report(entry)
+    if len(faults) > 1:
+        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+        told = "; ".join(faults[:MOST_FAULTS])
+        raise ValueError(f"{len(faults)} of {len(manifest.shards)} shards are bad: {told}{more}")
+    if faults:
+        raise ValueError(faults[0])
     _refuse_unnamed(store, manifest)
     return manifest
+
+
+def _verify_shard(store: Store, entry: ShardEntry) -> None:
+    content = store.get(entry.path)
+    check_shard(entry, content, store.url)
+    held = len(group_samples(content, f"{store.url}/{entry.path}"))
+    if held != entry.count:
+        raise ValueError(
+            f"shard {store.url}/{entry.path} holds {held} samples, the manifest states {entry.count}: {REPAIR}"
+        )
 
 
 def _refuse_unnamed(store: Store, manifest: Manifest) -> None:

@@ -3,11 +3,11 @@
 Objects of remote stores are read in parallel ranges (see ``ranges``).
 
 Credentials and endpoints come from the standard environment variables (``AWS_ACCESS_KEY_ID``,
-``AWS_ENDPOINT_URL``, ...) and from nowhere else: they are never part of a configuration.
+``AWS_ENDPOINT_URL``, ...), or else from the standard files (``~/.aws``, ``GOOGLE_APPLICATION_CREDENTIALS``), and from
+nowhere else: they are never part of a configuration.
 
 The client runs on a thread pool that does not survive ``fork``. A process that has used it may not fork
-children that
-use it again: ``client_started`` tells, ``read_before_fork`` reads a small object without starting it.
+children that use it again: ``client_started`` tells, ``read_before_fork`` reads a small object without starting it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 import obstore
 import obstore.store
 
+from segclip.data_pipelines.aws_profile import aws_profile, has_credentials
 from segclip.data_pipelines.buffers import read_file
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
@@ -222,11 +223,13 @@ def _short(error: BaseException) -> str:
 
 def _remedy(url: str) -> str:
     if url.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-        return (
-            f"Check AWS_ENDPOINT_URL ({endpoint or 'not set: Amazon S3'}), AWS_REGION, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY"
+        endpoint = _endpoint(aws_profile()) or "not set: Amazon S3"
+        none = (
+            ""
+            if has_credentials()
+            else "No credentials were found, neither in the environment nor in ~/.aws. "
         )
+        return f"{none}Check AWS_ENDPOINT_URL ({endpoint}), AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return "Check the URL, the network and the credentials in the environment"
 
 
@@ -275,14 +278,25 @@ def open_store(
 
 def _client(url: str, options: dict[str, Any], retries: int, retry_seconds: float) -> Any:
     """obstore's client for a remote URL."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    if url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://")):
+    profile = aws_profile() if url.startswith("s3://") else {}
+    if url.startswith("http://") or (url.startswith("s3://") and _endpoint(profile).startswith("http://")):
         options = {**options, "allow_http": True}
     retry: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=retry_seconds)}
     try:
-        return obstore.store.from_url(url, client_options=cast(Any, options), retry_config=retry)
+        return obstore.store.from_url(
+            url, config=cast(Any, profile), client_options=cast(Any, options), retry_config=retry
+        )
     except (obstore.exceptions.BaseError, ValueError) as error:
         raise ValueError(f"{url} cannot be opened: {_short(error)}. {_remedy(url)}") from error
+
+
+def _endpoint(profile: Mapping[str, str]) -> str:
+    """Where S3 is, by the environment or else by a profile; empty for Amazon's."""
+    return (
+        os.environ.get("AWS_ENDPOINT_URL")
+        or os.environ.get("AWS_ENDPOINT")
+        or profile.get("aws_endpoint", "")
+    )
 
 
 def _location(url: str, client: Any, path: str) -> str:

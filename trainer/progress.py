@@ -49,7 +49,7 @@ class ProgressLine:
 def _data(metrics: dict[str, float]) -> str:
     """How the data fare: what is read and waited for, and what went wrong so far, if anything did."""
     parts = [f"data {metrics['data/mb_per_second']:.1f} MB/s, waited {metrics['data/wait_share']:.0%}"]
-    for what, prefix in (("skipped", "data/skips/"), ("retries", "data/store/retries/")):
+    for what, prefix in (("skipped samples", "data/skips/"), ("retries", "data/store/retries/")):
         count = sum(value for name, value in metrics.items() if name.startswith(prefix))
         if count:
             parts.append(f"{what} {count:,.0f}")

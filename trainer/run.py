@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = True
         train(config, ranks)
     except KeyboardInterrupt:
+        if rank == 0:
+            print(
+                "interrupted: the same command goes on after the last checkpoint", file=sys.stderr, flush=True
+            )
         _leave(130)
     except (ValueError, OSError, UserError) as error:
         if arguments.debug:

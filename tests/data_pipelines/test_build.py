@@ -162,7 +162,7 @@ def test_a_second_run_makes_what_is_missing_and_gives_the_same_bytes(photos: Sou
         build_set(str(out), photos, OPTIONS, report=interrupt)
     assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00001.tar"]
     with pytest.raises(
-        ValueError, match=r"2 of the 4 units of .* are not built, the first is 2: run the builds"
+        ValueError, match=r"2 of the 4 pieces of .* are not built, the first is number 2: run the builds"
     ):
         merge_set(str(out))
     assert build_set(str(out), photos, OPTIONS) == 6

@@ -86,7 +86,7 @@ def test_a_merge_that_was_interrupted_is_finished_by_building_and_merging(
         patch.setattr(merge, "write_record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             merge_set(str(out))
-    with pytest.raises(ValueError, match=r"the first is 2 \(00002.tar is missing or has another size"):
+    with pytest.raises(ValueError, match=r"the first is number 2 \(00002.tar is missing or has another size"):
         merge_set(str(out))
     build_set(str(out), doubles, UNIQUE)
     merge_set(str(out))

@@ -83,6 +83,18 @@ def test_verify_finds_every_difference(copy: Path) -> None:
         verify_set(str(copy))
 
 
+def test_verify_names_all_bad_shards(copy: Path) -> None:
+    (copy / "00001.tar").unlink()
+    shard = copy / "00004.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    seen: list[str] = []
+    with pytest.raises(
+        ValueError, match=r"^2 of 6 shards are bad: .*00001.tar does not exist.*; .*00004.tar has"
+    ):
+        verify_set(str(copy), lambda entry: seen.append(entry.path))
+    assert len(seen) == 6
+
+
 def test_verify_finds_tars_that_nobody_reads(copy: Path) -> None:
     shutil.copy(copy / "00002.tar", copy / "00006.tar")
     with pytest.raises(

@@ -27,7 +27,7 @@ def test_what_went_wrong_is_told_only_if_anything_did() -> None:
         "data/skips/shards/tar": 17.0,
         "data/store/retries/timeout": 3.0,
     }
-    assert "waited 3%, skipped 19, retries 3  " in ProgressLine(0, 100, 8).text(50, METRICS | bad)
+    assert "waited 3%, skipped samples 19, retries 3  " in ProgressLine(0, 100, 8).text(50, METRICS | bad)
 
 
 def test_rates_are_since_the_last_report() -> None:
