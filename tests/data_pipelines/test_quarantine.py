@@ -179,7 +179,7 @@ def test_too_many_bad_samples_stop_the_run_with_a_summary(tolerant: DataConfig) 
         ValueError, match=r"4 of 100 samples are bad, more than data.max_bad_samples=0.03"
     ) as caught:
         list(islice(open_stream(few), 9))
-    assert "skips by cause: samples/" in str(caught.value)
+    assert "samples skipped so far, by cause: samples/" in str(caught.value)
     few = tolerant.model_copy(update={"max_bad_shards": 0.1})
     with pytest.raises(ValueError, match=r"1 of 6 shards are bad, more than data.max_bad_shards=0.1"):
         list(islice(open_stream(few), 9))
