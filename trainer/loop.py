@@ -35,7 +35,7 @@ from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.nonfinite import SkippedSteps, step_health
 from segclip.trainer.precision import resolve_precision
 from segclip.trainer.prefetch import on_device, pinned
-from segclip.trainer.progress import ProgressLine
+from segclip.trainer.progress import ProgressLine, summary_table
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
@@ -125,6 +125,7 @@ def _conclude(config: RunConfig, ranks: Ranks, speed: dict[str, float], tracker:
         if tracker is not None:
             summary["mlflow_run_id"] = tracker.wait_for_run_id(config.tracking.flush_seconds)
         (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        print(summary_table(summary, run_dir), flush=True)
 
     on_first(ranks, write_summary)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-__all__ = ["ProgressLine", "duration"]
+__all__ = ["ProgressLine", "duration", "summary_table"]
 
 
 class ProgressLine:
@@ -54,6 +57,22 @@ def _data(metrics: dict[str, float]) -> str:
         if count:
             parts.append(f"{what} {count:,.0f}")
     return ", ".join(parts) + "  "
+
+
+def summary_table(summary: Mapping[str, Any], run_dir: Path) -> str:
+    """What a run has come to, and where it lies; ``summary`` is that of ``summary.json``."""
+    rows = [("steps", f"{summary['step']}")]
+    if "seconds" in summary:
+        rows += [
+            ("time", duration(summary["seconds"])),
+            ("speed", f"{summary['samples_per_second']:,.1f} samples/s"),
+        ]
+    if "miou" in summary:
+        rows.append(("mIoU", f"{summary['miou']:.4f}"))
+    rows.append(("export", f"{run_dir / 'export'}"))
+    if summary.get("mlflow_run_id"):
+        rows.append(("MLflow run", summary["mlflow_run_id"]))
+    return "\n".join(["run complete", *(f"  {name:<10}  {value}" for name, value in rows)])
 
 
 def duration(seconds: float) -> str:

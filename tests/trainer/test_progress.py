@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from segclip.trainer.progress import ProgressLine, duration
+from segclip.trainer.progress import ProgressLine, duration, summary_table
 
 METRICS = {
     "loss/total": 1.25,
@@ -40,3 +42,24 @@ def test_rates_are_since_the_last_report() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0m07s"), (75, "1m15s"), (3725, "1h02m")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_end_of_a_run_in_a_table() -> None:
+    summary = {
+        "step": 650,
+        "seconds": 245.2,
+        "samples_per_second": 391.7,
+        "miou": 0.5471,
+        "mlflow_run_id": "abc",
+    }
+    assert summary_table(summary, Path("runs/x")).splitlines() == [
+        "run complete",
+        "  steps       650",
+        "  time        4m05s",
+        "  speed       391.7 samples/s",
+        "  mIoU        0.5471",
+        "  export      runs/x/export",
+        "  MLflow run  abc",
+    ]
+    # One that was complete before has no speed.
+    assert len(summary_table({"step": 650, "mlflow_run_id": None}, Path("runs/x")).splitlines()) == 3
