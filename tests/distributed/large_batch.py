@@ -220,7 +220,7 @@ def train_case(case: Case, ranks: Any) -> dict[str, Any]:
         batch = batch_of(step, ranks.rank * local_batch, (ranks.rank + 1) * local_batch)
         computed = compute_gradients(engine, batch, config.seed, config.loss, micro_batch)
         rows.append(
-            {**computed.losses, "logit_scale": computed.logit_scale, "used_centers": computed.used_centers}
+            {**computed.losses, "logit_scale": computed.logit_scale, "used_centers": computed.centers.used}
         )
         if step == 0:
             found["gradients"] = {name: whole_gradient(p) for name, p in trained(engine.module)}
