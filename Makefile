@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-fast lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
+.PHONY: help setup quickstart test test-all test-fast lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -28,11 +28,15 @@ quickstart: $(VENV)/.installed
 
 ## test         the whole test suite
 test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
+
+## test-all     every case of the grids of ranks, stages and micro-batches, too: half an hour more
+test-all: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
 ## test-fast    the same without the slow ones (processes, servers)
 test-fast: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 ## lint         ruff, mypy, import-linter
 lint: $(VENV)/.installed
@@ -62,7 +66,7 @@ gpu-found:
 # What else is installed there may warn, and warnings are errors.
 ## gpu-test     the tests of the Triton kernels on this machine's GPU
 gpu-test: gpu-found
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow"
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=src $(PYTHON) -m pytest tests/kernels -m "not slow and not exhaustive"
 
 ## bench-gpu    the Triton kernels on this machine's GPU, beside plain torch run eagerly and compiled
 bench-gpu: gpu-found

@@ -75,28 +75,45 @@ def test_bf16_stays_near_fp32_at_every_stage(runs: Path, stage: int) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "bf16-zero0", "bf16-zero1"])
-def test_resuming_in_the_middle_gives_the_same_next_losses(
-    launch: Launch, config_file: Path, runs: Path, tmp_path: Path, name: str
-) -> None:
-    """Publish only the checkpoint of step 3 and start the same command again; and again when all steps are made."""
-    run = tmp_path / "run"
-    first, middle = runs / name, Path("checkpoints") / "step-00000003"
-    shutil.copytree(first / middle, run / middle)
-    settings = f"zero.stage={name[-1]}" + ("::train.precision=bf16" if name.startswith("bf16") else "")
-    done = launch(WORKER, config_file, *[f"{run}::{settings}"] * 2)
+RESUMED = ("zero0", "zero1", "zero2", "zero3", "bf16-zero0", "bf16-zero1")
+
+
+@pytest.fixture(scope="module")
+def resumed(
+    launch: Launch, config_file: Path, runs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """Of some runs only the checkpoint of step 3 is published and the same command started again; and again when all
+    steps are made. Where these runs lie, and what was printed."""
+    root, middle = tmp_path_factory.mktemp("resumed"), Path("checkpoints") / "step-00000003"
+    variants = []
+    for name in RESUMED:
+        shutil.copytree(runs / name / middle, root / name / middle)
+        settings = f"zero.stage={name[-1]}" + ("::train.precision=bf16" if name.startswith("bf16") else "")
+        variants += [f"{root / name}::{settings}"] * 2
+    done = launch(WORKER, config_file, *variants)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"resuming from {run}/checkpoints/step-00000003 after step 3" in done.stdout
-    assert f"resuming from {run}/checkpoints/step-00000006 after step 6" in done.stdout
-    assert done.stdout.count("all 6 steps are made: nothing is trained, only exported and scored") == 1
+    assert done.stdout.count("all 6 steps are made: nothing is trained, only exported and scored") == len(
+        RESUMED
+    )
+    return root, done.stdout
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resuming_in_the_middle_gives_the_same_next_losses(
+    runs: Path, resumed: tuple[Path, str], name: str
+) -> None:
+    root, printed = resumed
+    first, run = runs / name, root / name
+    assert f"resuming from {run}/checkpoints/step-00000003 after step 3" in printed
+    assert f"resuming from {run}/checkpoints/step-00000006 after step 6" in printed
     expected, found = losses(first)[3:], losses(run)
     assert [row["step"] for row in found] == [4, 5, 6]
     for before, after in zip(expected, found, strict=True):
         # What happened to the data is counted from the beginning of the run.
         for part in (*PARTS, "data/samples", f"data/sources/{SET}/samples"):
             assert after[part] == before[part], (part, before["step"])
-    weights, resumed = (load_file(folder / "export" / "model.safetensors") for folder in (first, run))
-    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    weights, again = (load_file(folder / "export" / "model.safetensors") for folder in (first, run))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_exports_agree_over_stages(runs: Path) -> None:
