@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
 from segclip.trainer.distributed import Ranks, agreed
-from segclip.trainer.other_ranks import load_for_other_ranks, remove_joined
+from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
 
 __all__ = [
     "Best",
@@ -150,7 +150,8 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
     """Verify every byte of ``folder``, then load model, optimiser and state into ``engine``; called by every rank.
 
     Raises:
-        RankError: a file is missing, altered or unreadable, or cannot be shared out over so many ranks.
+        RankError: a file is missing, altered or unreadable, or does not go with this ZeRO stage or number of
+            ranks.
     """
 
     def expected() -> dict[str, str]:
@@ -170,6 +171,7 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
 
     agreed(ranks, verify)
     state = agreed(ranks, lambda: read_state(folder))
+    agreed(ranks, lambda: check_stage(folder, engine.zero_optimization_stage()))
     if ranks.is_first:
         remove_joined(folder.parent)
     if engine.load_universal_checkpoint():

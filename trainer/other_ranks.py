@@ -31,7 +31,7 @@ from torch import Tensor
 from segclip.trainer.distributed import Ranks, agreed, on_first
 from segclip.trainer.full_state import full_state
 
-__all__ = ["count_pieces", "load_for_other_ranks", "remove_joined", "written_by_others"]
+__all__ = ["check_stage", "count_pieces", "load_for_other_ranks", "remove_joined", "written_by_others"]
 
 # Not the name of a checkpoint, so never taken for one.
 JOINED = ".joined"
@@ -62,7 +62,6 @@ def load_for_other_ranks(engine: Any, checkpoint: Path, ranks: Ranks) -> None:
     """
     begin = time.perf_counter()
     stage = engine.zero_optimization_stage()
-    agreed(ranks, lambda: _check_stage(checkpoint, stage))
     agreed(ranks, lambda: _check_pieces(engine, stage, ranks))
     root = checkpoint.parent / JOINED
     joined = root / checkpoint.name
@@ -94,13 +93,23 @@ def remove_joined(root: Path) -> None:
     shutil.rmtree(root / JOINED, ignore_errors=True)
 
 
-def _check_stage(checkpoint: Path, stage: int) -> None:
-    in_pieces = (checkpoint / "zero_pp_rank_0_mp_rank_00_model_states.pt").is_file()
-    if stage == 0 or in_pieces != (stage == 3):
-        allowed = "3" if in_pieces else "1 or 2"
+def check_stage(checkpoint: Path, stage: int) -> None:
+    """Refuse another way of cutting into pieces: DeepSpeed fails on it or, from stage 0, forgets all moments.
+
+    Raises:
+        ValueError: ``checkpoint`` cannot be loaded at ZeRO stage ``stage``.
+    """
+    if count_pieces(checkpoint) == 0:
+        allowed = [0]
+    elif (checkpoint / "zero_pp_rank_0_mp_rank_00_model_states.pt").is_file():
+        allowed = [3]
+    else:
+        allowed = [1, 2]
+    if stage not in allowed:
+        stages = " or ".join(map(str, allowed))
         raise ValueError(
-            f"zero.stage is {stage}, but {checkpoint} was written at stage {allowed} by another number of ranks: set "
-            f"zero.stage to {allowed}"
+            f"zero.stage is {stage}, but {checkpoint} was written at stage {stages}: set zero.stage={stages} to "
+            "resume, or give another run_dir to start anew"
         )
 
 
