@@ -20,6 +20,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
 from segclip.trainer.distributed import Ranks, agreed
+from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
 
 __all__ = [
     "Best",
@@ -149,7 +150,8 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
     """Verify every byte of ``folder``, then load model, optimiser and state into ``engine``; called by every rank.
 
     Raises:
-        RankError: a file is missing, altered or unreadable, or was written by another number of ranks.
+        RankError: a file is missing, altered or unreadable, or does not go with this ZeRO stage or number of
+            ranks.
     """
 
     def expected() -> dict[str, str]:
@@ -169,17 +171,13 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
 
     agreed(ranks, verify)
     state = agreed(ranks, lambda: read_state(folder))
-
-    def check_world() -> None:
-        saved = len(list(folder.glob("*zero_pp_rank_*_optim_states.pt")))
-        if saved and saved != ranks.world_size:
-            raise ValueError(
-                f"checkpoint {folder} was written by {saved} ranks and this run has {ranks.world_size}; "
-                f"start {saved} ranks to resume it"
-            )
-
-    agreed(ranks, check_world)
-    agreed(ranks, lambda: engine.load_checkpoint(str(folder.parent), tag=folder.name))
+    agreed(ranks, lambda: check_stage(folder, engine.zero_optimization_stage()))
+    if ranks.is_first:
+        remove_joined(folder.parent)
+    if engine.load_universal_checkpoint():
+        load_for_other_ranks(engine, folder, ranks)
+    else:
+        agreed(ranks, lambda: engine.load_checkpoint(str(folder.parent), tag=folder.name))
     return state
 
 

@@ -20,11 +20,12 @@ from segclip.trainer.zero import check_combination, deepspeed_config
 __all__ = ["build_engine", "compile_network", "gradient_norm", "loss_scale", "set_learning_rates"]
 
 
-def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any:
+def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False, other_ranks: bool = False) -> Any:
     """Network, optimiser and ZeRO, ready to train. Every rank starts from the same weights.
 
     Args:
         resuming: a checkpoint will be loaded into the engine, so the weights of ``model.init_from`` are not needed.
+        other_ranks: that checkpoint was written by another number of ranks.
 
     Raises:
         ValueError: the global batch does not divide over ranks and micro-batches, the weights to start from do not
@@ -60,6 +61,7 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False) -> Any
             precision=precision,
             gradient_clip=config.train.gradient_clip,
             fp16=config.train.fp16,
+            other_ranks=other_ranks,
         ),
     )
     compile_network(model, config.train.compile)

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from segclip.data_pipelines.shard_sets import ShardSet
 from segclip.models.checkpoint import export
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.checkpoint import TrainState, read_state
 from segclip.trainer.config import RunConfig
+from segclip.trainer.full_state import full_state
 
-__all__ = ["card_fields", "describe_data", "export_checkpoint", "full_state", "load_training_checkpoint"]
+__all__ = ["card_fields", "describe_data", "export_checkpoint", "load_training_checkpoint"]
 
 
 def export_checkpoint(checkpoint: Path, config: RunConfig, folder: Path) -> Path:
@@ -72,20 +70,3 @@ def describe_data(sets: Sequence[ShardSet]) -> dict[str, Any]:
         for each in sets
     ]
     return described[0] if len(described) == 1 else {"sets": described}
-
-
-def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:
-    """Float32 weights of every parameter, joined from the shards of all ranks."""
-    state: dict[str, Tensor] = {}
-    if stage < 3:
-        # Whole on every rank. Below stage 2 the shards know nothing of frozen parameters.
-        saved: dict[str, Any] = torch.load(
-            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True
-        )
-        state.update({name: value.float() for name, value in saved["module"].items()})
-    if stage > 0:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        joined = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        state.update({name: value.detach().clone() for name, value in joined.items()})
-    return state

@@ -33,6 +33,7 @@ from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.insight import look
 from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.nonfinite import SkippedSteps, step_health
+from segclip.trainer.other_ranks import written_by_others
 from segclip.trainer.precision import resolve_precision
 from segclip.trainer.prefetch import on_device, pinned
 from segclip.trainer.progress import ProgressLine, summary_table
@@ -72,7 +73,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     data = describe_data(stream.sets)
     if latest is not None:
         agreed(ranks, lambda: check_same_data(read_state(latest).data, data, latest))
-    engine = agreed(ranks, lambda: build_engine(config, ranks, resuming=latest is not None))
+    regroups = agreed(ranks, lambda: latest is not None and written_by_others(latest, ranks.world_size))
+    engine = agreed(
+        ranks, lambda: build_engine(config, ranks, resuming=latest is not None, other_ranks=regroups)
+    )
     state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
 

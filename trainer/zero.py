@@ -164,6 +164,7 @@ def deepspeed_config(
     precision: str,
     gradient_clip: float,
     fp16: Fp16Config | None = None,
+    other_ranks: bool = False,
 ) -> dict[str, Any]:
     """The DeepSpeed configuration of a run.
 
@@ -173,6 +174,7 @@ def deepspeed_config(
         local_batch: samples of one rank in one step.
         precision: resolved: bf16, fp16, fp32 or tf32.
         gradient_clip: largest norm of the whole gradient, 0 for none.
+        other_ranks: the checkpoint to load was written by another number of ranks.
     """
     sections: dict[str, Any] = {
         "stage": zero.stage,
@@ -213,6 +215,8 @@ def deepspeed_config(
             "hysteresis": fp16.hysteresis,
             "min_loss_scale": fp16.min_scale,
         }
+    if other_ranks:
+        config["checkpoint"] = {"load_universal": True}
     if zero.gradient_dtype == "fp32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

@@ -1,0 +1,28 @@
+"""Whole weights from the shards of a training checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["full_state"]
+
+
+def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:
+    """Float32 weights of every parameter, joined from the shards of all ranks."""
+    state: dict[str, Tensor] = {}
+    if stage < 3:
+        # Whole on every rank. Below stage 2 the shards know nothing of frozen parameters.
+        saved: dict[str, Any] = torch.load(
+            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True
+        )
+        state.update({name: value.float() for name, value in saved["module"].items()})
+    if stage > 0:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        joined = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        state.update({name: value.detach().clone() for name, value in joined.items()})
+    return state
