@@ -73,8 +73,12 @@ def client(root: Path) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def run(client: MlflowClient) -> Run:
-    """The one run that MLflow has."""
-    (found,) = client.search_runs([client.get_experiment_by_name("segclip").experiment_id])
+    """The one run that MLflow has, beside those of its evaluations below it."""
+    all_of_them = client.search_runs([client.get_experiment_by_name("segclip").experiment_id])
+    (found,) = [each for each in all_of_them if "mlflow.parentRunId" not in each.data.tags]
+    (score,) = [each for each in all_of_them if each is not found]
+    assert score.data.tags["mlflow.parentRunId"] == found.info.run_id
+    assert score.info.run_name == "scenes, all images"
     return found
 
 
