@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+# Three starts of many runs: some ten minutes on two cores.
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 WORKER = Path(__file__).with_name("train_variants.py")
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 MIDDLE = Path("checkpoints") / "step-00000003"
