@@ -41,10 +41,9 @@ def turns(weights: Sequence[float]) -> list[int]:
     if not weights or not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"weights of shard sets must be positive numbers, not {list(weights)}")
     exact = [Fraction(repr(weight)) for weight in weights]
+    # The largest number that goes into all of them without a rest.
     unit = Fraction(gcd(*(each.numerator for each in exact)), lcm(*(each.denominator for each in exact)))
     whole = [int(each / unit) for each in exact]
-    common = gcd(*whole)
-    whole = [each // common for each in whole]
     if sum(whole) > LONGEST_PATTERN:
         raise ValueError(
             f"the weights {list(weights)} of shard sets are in the proportion {whole}, which takes a pattern of "
