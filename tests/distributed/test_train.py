@@ -86,8 +86,8 @@ def resumed(
     steps are made. Where these runs lie, and what was printed."""
     root, middle = tmp_path_factory.mktemp("resumed"), Path("checkpoints") / "step-00000003"
     printed = ""
-    # Each precision in processes of its own, as above: DeepSpeed's stage 3 replaces torch's linear function for the rest
-    # of a process, which moves the last digits of bfloat16.
+    # Each precision in processes of its own, as above: DeepSpeed's stage 3 replaces torch's linear function for the
+    # rest of a process, which moves the last digits of bfloat16.
     for low in (False, True):
         names = [name for name in RESUMED if name.startswith("bf16") == low]
         variants = []
