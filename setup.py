@@ -27,7 +27,7 @@ setup(
     packages=["segclip", *(f"segclip.{folder}" for folder in FOLDERS), "segclip.configs.protocols"],
     package_data={
         "segclip": ["py.typed"],
-        "segclip.configs": ["*.yaml", "*.json"],
+        "segclip.configs": ["*.yaml", "*.json", "cluster/*"],
         "segclip.configs.protocols": ["*.yaml"],
     },
     install_requires=[

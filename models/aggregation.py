@@ -68,10 +68,11 @@ class PatchAggregation(nn.Module):
             query_BGC = run_block(block, query_BGC, patches_BLC, recompute=self.recompute)
         query_BGC = self.norm_query(query_BGC)
         normed_BLC = self.norm_patches(patches_BLC)
+        # Under torch.autocast products come out narrower than sums.
         assignment = patch_assignment(
             query_BGC,
-            self.norm_key(self.key(normed_BLC)),
-            self.value(normed_BLC),
+            self.norm_key(self.key(normed_BLC)).to(query_BGC.dtype),
+            self.value(normed_BLC).to(query_BGC.dtype),
             noise,
             self.temperature if noise is not None else 1.0,
         )

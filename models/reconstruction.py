@@ -59,7 +59,9 @@ class MaskedImageDecoder(nn.Module):
         positions_ND = self.positions[0]
         if grid != self.grid:
             positions_ND = sin_cos_2d(self.positions.shape[2], grid).to(positions_ND)
-        x_BND = unshuffle(self.embed(tokens_BKC), restore_BN, self.mask_token[0, 0], positions_ND)
+        # Under torch.autocast the product comes out narrower than what stands beside it.
+        embedded_BKD = self.embed(tokens_BKC).to(self.mask_token.dtype)
+        x_BND = unshuffle(embedded_BKD, restore_BN, self.mask_token[0, 0], positions_ND)
         for block in self.blocks:
             x_BND = run_block(block, x_BND, recompute=self.recompute)
         if only_masked:

@@ -71,8 +71,10 @@ class MaskedTextDecoder(nn.Module):
             Logits [B, T, V].
         """
         words = order_BT.shape[1]
+        # Under torch.autocast the product comes out narrower than what stands beside it.
+        embedded_BKD = self.embed(hidden_BKE).to(self.mask_token.dtype)
         x_BTD = unshuffle(
-            self.embed(hidden_BKE), order_BT.argsort(dim=1), self.mask_token[0, 0], self.positions[0, :words]
+            embedded_BKD, order_BT.argsort(dim=1), self.mask_token[0, 0], self.positions[0, :words]
         )
         mask_B11T = torch.zeros_like(valid_BT, dtype=x_BTD.dtype).masked_fill(~valid_BT, -1e6)[
             :, None, None, :

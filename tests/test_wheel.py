@@ -76,6 +76,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel: Path) -
             for ending in ("py", "yaml", "json")
             for path in (ROOT / folder).rglob(f"*.{ending}")
         }
+    expected |= {f"segclip/configs/cluster/{path.name}" for path in (ROOT / "configs" / "cluster").iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected

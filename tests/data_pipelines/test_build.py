@@ -177,7 +177,7 @@ def test_a_damaged_unit_is_built_again(photos: Source, tmp_path: Path, damage: s
     whole = build(out, photos)
     path = out / ("build/units/00002.json" if "record" in damage else "00002.tar")
     path.unlink() if "gone" in damage else path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"1 of the 4 units .* the first is 2"):
+    with pytest.raises(ValueError, match=r"1 of the 4 pieces .* the first is number 2"):
         merge_set(str(out))
     assert build_set(str(out), photos, OPTIONS) == 4
     merge_set(str(out))

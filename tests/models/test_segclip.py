@@ -175,6 +175,21 @@ def test_gradients_reach_every_parameter_that_trains(tiny_model, make_inputs) ->
     assert {name for name, gradient in found.items() if not gradient.any()} == {"vision.class_embedding"}
 
 
+def test_autocast(tiny_model, make_inputs) -> None:
+    """float32 parameters under ``torch.autocast``, as in the loop one would write."""
+    model = tiny_model(text_reconstruction=True)
+    inputs = make_inputs(6, model.config)
+    exact, exact_gradients = gradients(model, inputs, with_text_reconstruction=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, found = gradients(model, inputs, with_text_reconstruction=True)
+    assert loss != exact
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(each.dtype == torch.float32 for each in found.values())
+    difference = sum((found[name] - exact_gradients[name]).square().sum() for name in exact_gradients)
+    size = sum(each.square().sum() for each in exact_gradients.values())
+    assert (difference / size).sqrt() < 0.1
+
+
 def test_temperature_is_clamped_in_the_forward_pass_only(tiny_model, make_inputs) -> None:
     model = tiny_model()
     inputs = make_inputs(2, model.config)
