@@ -1,11 +1,8 @@
-"""Two real ranks over gloo, started by the launcher that users start them with."""
+"""Two real ranks over gloo."""
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ import pytest
 import yaml
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from tests.ranks import free_port, start
 
-ROOT = Path(__file__).parents[2]
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL: dict[str, Any] = {
@@ -77,28 +74,12 @@ def config_file(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    """Run a script on some ranks by ``deepspeed`` and return when all have ended."""
+    """Run a script on some ranks and return when all have ended; its output is all in ``stdout``."""
 
     def run(
         script: Path, *arguments: object, ranks: int = 2, timeout: float = 900, port: int | None = None
     ) -> subprocess.CompletedProcess[str]:
-        binaries = Path(sys.executable).parent
-        return subprocess.run(
-            [
-                binaries / "deepspeed",
-                "--num_accelerators",
-                str(ranks),
-                "--master_port",
-                str(port or free_port()),
-                script,
-                *map(str, arguments),
-            ],
-            env={**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return start(script, *arguments, ranks=ranks, port=port).finish(timeout)
 
     return run
 
@@ -107,9 +88,3 @@ def launch() -> Launch:
 def port() -> int:
     """A port that nothing else uses."""
     return free_port()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

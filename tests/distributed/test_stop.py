@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tarfile
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
+
+from tests.ranks import start
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -31,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 SECONDS_TO_STOP = 30.0
 # Two ranks on a busy machine take their time to start.
 SECONDS_TO_FAIL = 240.0
-MARK = "SEGCLIP_TEST_OF_STOPPING"
 NOBODY = {
     "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     "AWS_ACCESS_KEY_ID": "a",
@@ -55,41 +48,15 @@ class Outcome:
 
 
 def launch(config: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
-    """Start two ranks without a launcher, which would end the others for them, and watch how they end.
-
-    A rank that has not ended in time has the exit code None, and is killed.
-    """
-    mark = uuid.uuid4().hex
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-    # Descendants are known by a variable that they inherit.
-    clean |= {"OMP_NUM_THREADS": "1", MARK: mark, **(environment or {})}
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    with tempfile.TemporaryFile("w+") as output:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-u", ROOT / "trainer" / "run.py", "--config", config, *arguments],
-                env={**clean, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            for rank in range(2)
-        ]
-        try:
-            _wait(lambda: _has_failed(output), SECONDS_TO_FAIL)
-            # Workers of a rank end some seconds after it, when they notice.
-            stopped = _wait(
-                lambda: all(rank.poll() is not None for rank in ranks) and not processes_with(mark),
-                SECONDS_TO_STOP,
-            )
-            codes = [rank.poll() for rank in ranks]
-            left = processes_with(mark)
-        finally:
-            for number in processes_with(mark):
-                os.kill(number, signal.SIGKILL)
-            for rank in ranks:
-                rank.wait()
-        output.seek(0)
-        return Outcome(output.read(), codes, stopped, list(left.values()))
+    """Start two ranks and watch how they end; one that has not in time has the exit code None, and is killed."""
+    group = start(ROOT / "trainer" / "run.py", "--config", config, *arguments, environment=environment)
+    try:
+        _wait(lambda: "error: " in group.text() or "Traceback" in group.text(), SECONDS_TO_FAIL)
+        # Workers of a rank end some seconds after it, when they notice.
+        stopped = _wait(lambda: None not in group.codes() and not group.members(), SECONDS_TO_STOP)
+        return Outcome(group.text(), group.codes(), stopped, list(group.members().values()))
+    finally:
+        group.kill()
 
 
 def _wait(condition: Callable[[], bool], longest: float) -> float:
@@ -98,30 +65,6 @@ def _wait(condition: Callable[[], bool], longest: float) -> float:
     while not condition() and time.monotonic() - begin < longest:
         time.sleep(0.1)
     return time.monotonic() - begin
-
-
-def _has_failed(output: IO[str]) -> bool:
-    """Whether a rank has said that something is wrong. Reads without moving the offset that the ranks write at."""
-    text = os.pread(output.fileno(), 1 << 20, 0).decode()
-    return "error: " in text or "Traceback" in text
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Command lines of the living processes that carry a mark, by number."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it has just ended, or is another user's
-    return found
 
 
 def spoiled(shards: Path, copy: Path, ending: str, content: bytes) -> Path:

@@ -1,0 +1,153 @@
+"""Ranks of a run for tests: forked from a process that holds torch and DeepSpeed already, and by no launcher.
+
+To start Python, torch and DeepSpeed takes each rank, and the launcher twice more, some seconds of a core; a forked rank
+begins at once. And a launcher ends the other ranks when one has failed: without one they have to end by themselves.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+__all__ = ["Group", "free_port", "start"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["deepspeed", "mlflow", "segclip.trainer.loop"])
+
+
+@dataclass
+class Group:
+    """Processes of one run."""
+
+    ranks: list[ForkServerProcess]
+    output: Path
+
+    def text(self) -> str:
+        """What all ranks have written so far, to stdout and stderr."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def codes(self) -> list[int | None]:
+        """Exit codes, negative for signals, None while a rank lives."""
+        return [rank.exitcode for rank in self.ranks]
+
+    def members(self) -> dict[int, str]:
+        """Command lines of the ranks that live and of their descendants, by process number."""
+        sessions, found = {rank.pid for rank in self.ranks}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z" and int(fields[3]) in sessions:
+                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+        return found
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all ranks, and what they have started, end within some seconds."""
+        end = time.monotonic() + seconds
+        while None in self.codes() or self.members():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def kill(self) -> None:
+        """End what lives."""
+        for number in self.members():
+            try:
+                os.kill(number, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for rank in self.ranks:
+            rank.join()
+
+    def finish(self, seconds: float) -> subprocess.CompletedProcess[str]:
+        """Wait as a launcher does, which ends all ranks when one has failed.
+
+        Raises:
+            TimeoutError: they did not end; what they wrote is its message.
+        """
+        end = time.monotonic() + seconds
+        try:
+            while None in self.codes():
+                if any(self.codes()):
+                    self.wait(10)
+                    break
+                if time.monotonic() > end:
+                    raise TimeoutError(self.text())
+                time.sleep(0.05)
+        finally:
+            self.kill()
+        failed = next(filter(None, self.codes()), 0)
+        return subprocess.CompletedProcess([], failed, self.text(), "")
+
+
+def start(
+    script: Path,
+    *arguments: object,
+    ranks: int = 2,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Group:
+    """Run a script on some ranks of this host.
+
+    Args:
+        script: run as ``__main__``.
+        arguments: its arguments.
+        ranks: how many.
+        port: where they meet.
+        environment: variables beside those of this process; ``AWS_*`` ones are not handed on.
+    """
+    descriptor, name = tempfile.mkstemp(suffix=".log")
+    os.close(descriptor)
+    given = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(ranks)}
+    given |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(ranks), **(environment or {})}
+    processes = [
+        _context.Process(
+            target=_run,
+            args=(
+                str(script),
+                [str(each) for each in arguments],
+                {**given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                name,
+            ),
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return Group(processes, Path(name))
+
+
+def free_port() -> int:
+    """A port that nothing else uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:
+    os.setsid()  # descendants are known by their session
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # Those of a forked process go nowhere.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
