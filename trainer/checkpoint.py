@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segclip.trainer.distributed import Ranks, agreed
 from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
+from segclip.trainer.train_state import STATE, TrainState, read_state
 
 __all__ = [
-    "Best",
     "CheckpointConfig",
-    "TrainState",
     "checkpoint_folder",
     "find_latest",
     "load_checkpoint",
-    "read_state",
     "save_checkpoint",
 ]
 
 CHECKSUMS = "checksums.json"
-STATE = "state.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -49,37 +46,6 @@ class CheckpointConfig(BaseModel):
         ge=1,
         description="Older checkpoints than these, but the best by mean IoU, are deleted after a newer one is whole.",
     )
-
-
-@dataclass(frozen=True)
-class Best:
-    """The step of the best score on the images that are scored while training, and its mean IoU."""
-
-    step: int
-    miou: float
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """What continues a run besides the shards that DeepSpeed writes.
-
-    Randomness and the data order are functions of (seed, position), so ``step`` is the whole data position: the next
-    sample is number ``step * global_batch`` of the stream.
-    """
-
-    step: int
-    seed: int
-    global_batch: int
-    mlflow_run_id: str | None
-    git_commit: str | None
-    data: dict[str, Any] | None = None
-    """What the run reads; see ``segclip.trainer.export.describe_data``."""
-    data_counts: dict[str, int] = field(default_factory=dict)
-    """What happened to the data so far; see ``segclip.trainer.data_counts``."""
-    bad_shards: list[int] = field(default_factory=list)
-    """Numbers of the shards found bad so far."""
-    best: Best | None = None
-    """Of the scores so far, this step's included; its checkpoint is kept."""
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -179,13 +145,6 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
     else:
         agreed(ranks, lambda: engine.load_checkpoint(str(folder.parent), tag=folder.name))
     return state
-
-
-def read_state(folder: Path) -> TrainState:
-    """The small file of a published checkpoint that needs neither engine nor ranks."""
-    fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    best = fields.pop("best", None)
-    return TrainState(**fields, best=None if best is None else Best(**best))
 
 
 def _complete(root: Path) -> list[Path]:

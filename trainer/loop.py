@@ -17,14 +17,7 @@ import yaml
 
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
-from segclip.trainer.checkpoint import (
-    Best,
-    TrainState,
-    find_latest,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from segclip.trainer.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
@@ -42,6 +35,7 @@ from segclip.trainer.scoring import check_evaluation, score_entry, score_export,
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
+from segclip.trainer.train_state import Best, TrainState, read_state
 from segclip.trainer.utilisation import Utilisation
 
 __all__ = ["train"]

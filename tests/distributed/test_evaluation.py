@@ -15,8 +15,8 @@ from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import evaluate
 from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
-from segclip.trainer.checkpoint import read_state
 from segclip.trainer.export_cli import open_checkpoint
+from segclip.trainer.train_state import read_state
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("train_variants.py")
