@@ -1,37 +1,37 @@
-"""Checkpoints that are whole or absent.
-
-``<run>/checkpoints/step-00001234/`` is written by all ranks under a temporary name; every file is hashed and flushed
-to disk; only then does rank 0 rename the folder, and last the file ``latest`` is replaced. DeepSpeed's own ``latest``
-appears before the other ranks have finished writing, so it is neither written nor read.
-"""
+"""Checkpoints of a run: which there are, which is whole, and how one is loaded. ``checkpoint_writer`` writes them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from dataclasses import asdict
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
-from segclip.trainer.distributed import Ranks, agreed
+from segclip.console import one_line
+from segclip.trainer.distributed import RankError, Ranks, agreed, broadcast
 from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
 from segclip.trainer.train_state import STATE, TrainState, read_state
 
 __all__ = [
     "CheckpointConfig",
     "checkpoint_folder",
+    "complete",
+    "damage_of",
     "find_latest",
     "load_checkpoint",
-    "save_checkpoint",
+    "newest_intact",
 ]
 
 CHECKSUMS = "checksums.json"
+WRITING = ".writing-"
+"""What the names of folders begin with that are not published yet."""
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -46,60 +46,15 @@ class CheckpointConfig(BaseModel):
         ge=1,
         description="Older checkpoints than these, but the best by mean IoU, are deleted after a newer one is whole.",
     )
+    background: bool = Field(
+        True,
+        description="Copy what is to be saved into host memory (of each rank: its weights, float32 copies and moments) "
+        "and write it while training goes on; false makes training wait for the disk instead.",
+    )
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
-
-
-def save_checkpoint(
-    engine: Any, run_dir: str | Path, state: TrainState, config_yaml: str, keep_last: int, ranks: Ranks
-) -> Path:
-    """Write and publish ``step-XXXXXXXX``; called by every rank.
-
-    Returns:
-        The published folder.
-
-    Raises:
-        RankError: a rank could not write (disk full, no permission); nothing is published then.
-    """
-    root = checkpoint_folder(run_dir)
-    final = root / f"step-{state.step:08d}"
-    writing = root / f".writing-{final.name}"
-
-    def prepare() -> None:
-        if ranks.is_first:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
-            (writing / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-            (writing / "config.yaml").write_text(config_yaml, encoding="utf-8")
-
-    agreed(ranks, prepare)
-    agreed(ranks, lambda: engine.save_checkpoint(str(root), tag=writing.name, save_latest=False))
-    dist.barrier()
-    sums = _hash_shared(writing, ranks, flush=True)
-
-    def publish() -> None:
-        if not ranks.is_first:
-            return
-        _write_flushed(writing / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True))
-        _flush_folder(writing)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(writing, final)
-        _flush_folder(root)
-        _write_flushed(root / "latest.new", final.name + "\n")
-        os.replace(root / "latest.new", root / "latest")
-        _flush_folder(root)
-        best = None if state.best is None else f"step-{state.best.step:08d}"
-        if best is not None:
-            _write_flushed(root / "best.new", f"{best}\n")
-            os.replace(root / "best.new", root / "best")
-        for old in _complete(root)[:-keep_last]:
-            if old.name != best:
-                shutil.rmtree(old)
-
-    agreed(ranks, publish)
-    return final
 
 
 def find_latest(run_dir: str | Path) -> Path | None:
@@ -108,34 +63,63 @@ def find_latest(run_dir: str | Path) -> Path | None:
     The file ``latest`` is for people; the folders themselves decide, since a folder carries its final name only once
     it is whole.
     """
-    complete = _complete(checkpoint_folder(run_dir))
-    return complete[-1] if complete else None
+    published = complete(checkpoint_folder(run_dir))
+    return published[-1] if published else None
+
+
+def newest_intact(run_dir: str | Path, ranks: Ranks) -> Path | None:
+    """The newest checkpoint of which every byte is as it was written, the same on all ranks; None if the run has none.
+
+    Those that were not written to their end are removed. A damaged one is said, and set aside under another name.
+
+    Raises:
+        RankError: there are checkpoints, but none is intact: training would begin anew.
+    """
+    root = checkpoint_folder(run_dir)
+    agreed(ranks, lambda: _remove_unfinished(root) if ranks.is_first else None)
+    found: list[tuple[Path, bool]] = broadcast(
+        [(folder, (folder / CHECKSUMS).is_file()) for folder in _all(root)][::-1]
+    )
+    damages = []
+    for folder, complete in found:
+        damage = damage_of(folder, ranks) if complete else f"{folder / CHECKSUMS} is missing"
+        if damage is None:
+            return folder
+        damages.append(damage)
+        if ranks.is_first:
+            print(f"checkpoint {folder.name} is damaged and not used: {damage}", file=sys.stderr, flush=True)
+    if damages:
+        raise RankError(
+            f"no checkpoint of {run_dir} is intact: {'; '.join(damages)}. Restore one from a copy to go on, or delete "
+            f"{root} to start anew",
+            is_reporter=ranks.is_first,
+        )
+    return None
+
+
+def damage_of(folder: Path, ranks: Ranks) -> str | None:
+    """What is wrong with the files of a complete checkpoint, the same on all ranks, which share the work."""
+    sums = broadcast(_checksums(folder) if ranks.is_first else None)
+    if isinstance(sums, str):
+        return sums
+    own: str | None = None
+    try:
+        for name, digest in _hash(folder, sorted(sums)[ranks.rank :: ranks.world_size]).items():
+            if digest != sums[name]:
+                own = f"{folder / name} has sha256 {digest[:12]}..., not {sums[name][:12]}... as when it was written"
+    except OSError as error:
+        own = one_line(error)
+    problems: list[str | None] = [None] * ranks.world_size
+    dist.all_gather_object(problems, own)
+    return next(filter(None, problems), None)
 
 
 def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
-    """Verify every byte of ``folder``, then load model, optimiser and state into ``engine``; called by every rank.
+    """Load model, optimiser and state from an intact checkpoint into ``engine``; called by every rank.
 
     Raises:
-        RankError: a file is missing, altered or unreadable, or does not go with this ZeRO stage or number of
-            ranks.
+        RankError: it does not go with this ZeRO stage or number of ranks.
     """
-
-    def expected() -> dict[str, str]:
-        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        return sums
-
-    sums = agreed(ranks, expected)
-
-    def verify() -> None:
-        found = _hash_own(folder, sorted(sums), ranks, flush=False)
-        for name, digest in found.items():
-            if digest != sums[name]:
-                raise ValueError(
-                    f"checkpoint file {folder / name} is damaged (sha256 {digest[:12]}..., expected "
-                    f"{sums[name][:12]}...); delete the folder {folder} to resume from the one before"
-                )
-
-    agreed(ranks, verify)
     state = agreed(ranks, lambda: read_state(folder))
     agreed(ranks, lambda: check_stage(folder, engine.zero_optimization_stage()))
     if ranks.is_first:
@@ -147,41 +131,35 @@ def load_checkpoint(engine: Any, folder: Path, ranks: Ranks) -> TrainState:
     return state
 
 
-def _complete(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(p for p in root.iterdir() if STEP_NAME.fullmatch(p.name) and (p / CHECKSUMS).is_file())
+def _all(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if STEP_NAME.fullmatch(p.name)) if root.is_dir() else []
 
 
-def _hash_shared(folder: Path, ranks: Ranks, flush: bool) -> dict[str, str]:
-    """sha256 of every file of ``folder``; the ranks divide the files among themselves."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    own = agreed(ranks, lambda: _hash_own(folder, names, ranks, flush))
-    parts: list[dict[str, str]] = [{} for _ in range(ranks.world_size)]
-    dist.all_gather_object(parts, own)
-    return {name: digest for part in parts for name, digest in part.items()}
+def complete(root: Path) -> list[Path]:
+    """Published checkpoints in a folder of them, by rising step."""
+    return [folder for folder in _all(root) if (folder / CHECKSUMS).is_file()]
 
 
-def _hash_own(folder: Path, names: list[str], ranks: Ranks, flush: bool) -> dict[str, str]:
+def _remove_unfinished(root: Path) -> None:
+    for folder in root.glob(f"{WRITING}*"):
+        shutil.rmtree(folder)
+
+
+def _checksums(folder: Path) -> dict[str, str] | str:
+    """sha256 of each file by name, or what is wrong with that list."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{folder / CHECKSUMS}: {one_line(error)}"
+    if not isinstance(sums, dict) or not {STATE, "config.yaml"} <= sums.keys():
+        return f"{folder / CHECKSUMS} does not list the files of a checkpoint"
+    missing = sorted(name for name in sums if not (folder / name).is_file())
+    return f"{folder / missing[0]} is missing" if missing else sums
+
+
+def _hash(folder: Path, names: Iterable[str]) -> dict[str, str]:
     digests = {}
-    for name in names[ranks.rank :: ranks.world_size]:
+    for name in names:
         with open(folder / name, "rb") as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            if flush:
-                os.fsync(file.fileno())
     return digests
-
-
-def _write_flushed(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

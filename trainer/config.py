@@ -72,6 +72,12 @@ class TrainConfig(BaseModel):
         "they are. After more than so many in a row the run stops. (The first steps of fp16 may be skipped until "
         "its loss scale fits: at most initial_scale_power + hysteresis.)",
     )
+    lost_after: float = Field(
+        45.0,
+        ge=0,
+        description="Seconds without a sign of life after which a rank counts as lost: it is named and all others end "
+        "with exit code 69; 0 waits as long as the collectives do.",
+    )
     look_every: int = Field(
         500,
         ge=0,

@@ -12,19 +12,21 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 __all__ = ["FAULTS", "FIRED", "fail_at"]
 
 FAULTS, FIRED = "SEGCLIP_FAULTS", "SEGCLIP_FAULTS_FIRED"
 
 
-def fail_at(where: str, step: int, rank: int | None = None) -> str | None:
+def fail_at(where: str, step: int, rank: int | None = None, path: Path | None = None) -> str | None:
     """Fail here if the fault suite wants it.
 
     Args:
         where: name of the place.
         step: steps made, or the step that is being made.
         rank: this process among all; None takes it from the environment.
+        path: the file that has just been written, for the fault ``"tear"``: half of it, then a kill.
 
     Returns:
         What the caller is to do to itself, such as ``"nan"``; None, outside the fault suite always, to go on.
@@ -37,7 +39,7 @@ def fail_at(where: str, step: int, rank: int | None = None) -> str | None:
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     for fault in json.loads(os.environ[FAULTS]):
         if (fault["where"], fault["rank"], fault["step"]) == (where, rank, step) and _note(fault):
-            return _happen(fault)
+            return _happen(fault, path)
     return None
 
 
@@ -52,9 +54,12 @@ def _note(fault: dict[str, object]) -> bool:
     return True
 
 
-def _happen(fault: dict[str, object]) -> str | None:
+def _happen(fault: dict[str, object], path: Path | None) -> str | None:
     what = str(fault["what"])
-    if what == "kill":
+    if what == "tear":
+        assert path is not None
+        os.truncate(path, path.stat().st_size // 2)
+    if what in ("kill", "tear"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -15,14 +15,17 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
-from segclip.trainer.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from segclip.trainer.checkpoint import find_latest, load_checkpoint, newest_intact
+from segclip.trainer.checkpoint_writer import CheckpointWriter
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
+from segclip.trainer.faults import fail_at
 from segclip.trainer.insight import look
 from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.nonfinite import SkippedSteps, step_health
@@ -33,10 +36,12 @@ from segclip.trainer.progress import ProgressLine, summary_table
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
+from segclip.trainer.stopping import StopAsked, Stopping
 from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
 from segclip.trainer.train_state import Best, TrainState, read_state
 from segclip.trainer.utilisation import Utilisation
+from segclip.trainer.watch import Watch, doing
 
 __all__ = ["train"]
 
@@ -44,16 +49,23 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, ranks: Ranks) -> None:
-    """Train to ``config.train.steps``, continuing from the newest checkpoint of the run folder if there is one.
+    """Train to ``config.train.steps``, continuing from the newest intact checkpoint of the run folder if there is one.
 
     Raises:
         RankError: something a user can mend, on any rank, or too many steps in a row without a finite gradient; raised
             on all of them.
+        StopAsked: a signal asked to stop; a checkpoint is saved.
     """
+    with Watch(ranks, config.train.lost_after):
+        _train(config, ranks)
+        dist.barrier()  # nobody leaves while others still listen to it
+
+
+def _train(config: RunConfig, ranks: Ranks) -> None:
     run_dir = Path(config.run_dir)
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
-    latest = broadcast(find_latest(run_dir))
+    latest = newest_intact(run_dir, ranks)
     if latest is not None:
         agreed(ranks, lambda: check_resumable(config, latest))
     agreed(ranks, lambda: check_evaluation(config.evaluation))
@@ -86,13 +98,19 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     status = "FAILED"
     try:
         begin = time.perf_counter()
-        _run_steps(config, ranks, engine, stream, state, tracker, config_yaml, data, micro_batch)
+        with Stopping(ranks) as stopping:
+            _run_steps(
+                config, ranks, engine, stream, state, tracker, config_yaml, data, micro_batch, stopping
+            )
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
         speed = {"seconds": seconds, "samples_per_second": samples / seconds} if samples else {}
         _conclude(config, ranks, speed, tracker)
         status = "FINISHED"
+    except StopAsked:
+        status = "KILLED"
+        raise
     finally:
         if tracker is not None:
             tracker.finish(status)
@@ -150,6 +168,7 @@ def _run_steps(
     config_yaml: str,
     data: dict[str, Any],
     micro_batch: int,
+    stopping: Stopping,
 ) -> None:
     steps = config.train.steps
     first_step = state.step if state is not None else 0
@@ -162,10 +181,27 @@ def _run_steps(
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned
     batches = provide(stream, engine.device)
+    writer = CheckpointWriter(engine, config.checkpoint, config.run_dir, config_yaml, ranks)
+
+    def save(step: int) -> None:
+        run_id = broadcast(tracker.run_id if tracker is not None else None)
+        now = count_data(stream, ranks, before)
+        batch_size, commit = config.train.global_batch, git_commit()
+        reached = TrainState(step, config.seed, batch_size, run_id, commit, data, **now.as_state(), best=best)
+        writer.save(reached)
+
+    saved = first_step
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
         begin = time.perf_counter()
-        batch = next(batches)
+        fail_at("before step", step)
+        try:
+            batch = stopping.next(batches)
+        except UserError:
+            if saved < step - 1:
+                save(step - 1)
+            writer.wait(last=True)
+            raise
         waited += time.perf_counter() - begin
         result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)
         skips.look(result.gradient_norm, step)
@@ -175,7 +211,7 @@ def _run_steps(
             metrics |= utilisation.metrics(metrics["samples_per_second"])
             last, counted = counted, count_data(stream, ranks, before)
             metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
-            metrics |= step_health(engine) | timer.take(step - reported)
+            metrics |= step_health(engine) | timer.take(step - reported) | writer.cost.metrics()
             reported = step
             waited = 0.0
             if ranks.is_first:
@@ -189,32 +225,20 @@ def _run_steps(
             check_data(config.data, stream, counted, ranks)
         if config.train.look_every and step % config.train.look_every == 0:
             begin = time.perf_counter()
+            doing("taking a closer look")
             look(config, engine, batch, step, tracker, ranks)
             line.pause(time.perf_counter() - begin)
         if config.evaluation.every and step % config.evaluation.every == 0 and step < steps:
             begin = time.perf_counter()
+            doing("scoring")
             miou = score_training(config.evaluation, engine, config.model, step, tracker, ranks)
             improved = best is None or miou > best.miou
             best = Best(step, miou) if improved else best
             line.pause(time.perf_counter() - begin)
         if step % config.checkpoint.every == 0 or step == steps or (best is not None and best.step == step):
-            run_id = broadcast(tracker.run_id if tracker is not None else None)
-            now = count_data(stream, ranks, before)
-            reached = TrainState(
-                step,
-                config.seed,
-                config.train.global_batch,
-                run_id,
-                git_commit(),
-                data,
-                **now.as_state(),
-                best=best,
-            )
-            folder = save_checkpoint(
-                engine, config.run_dir, reached, config_yaml, config.checkpoint.keep_last, ranks
-            )
-            if ranks.is_first:
-                print(f"saved {folder}", flush=True)
+            save(step)
+            saved = step
+    writer.wait(last=True)
 
 
 def _reduced(result: StepResult) -> dict[str, float]:

@@ -19,7 +19,11 @@ GRACE_SECONDS = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the configuration says; exit code 0 when the run is complete, 2 when its user has to mend something."""
+    """Train as the configuration says.
+
+    Exit code 0: the run is complete. 2: its user has to mend something. 69: another rank is lost. 75: asked to stop by
+    a signal. After the last two the same command goes on.
+    """
     parser = argparse.ArgumentParser(prog="trainer/run.py", description="Train SegCLIP.")
     parser.add_argument(
         "--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml"
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from segclip.console import UserError, one_line
     from segclip.trainer.distributed import RankError
+    from segclip.trainer.stopping import ASKED, StopAsked
+    from segclip.trainer.watch import LOST
 
     rank = int(os.environ.get("RANK", "0"))
     started = False
@@ -72,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "interrupted: the same command goes on after the last checkpoint", file=sys.stderr, flush=True
             )
         _leave(130)
+    except StopAsked as error:
+        if rank == 0:
+            print(
+                f"{error}: a checkpoint is saved, and the same command goes on with it",
+                file=sys.stderr,
+                flush=True,
+            )
+        _leave(ASKED)
     except (ValueError, OSError, UserError) as error:
         if arguments.debug:
             raise
@@ -100,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         # The rank that failed has said why; this one only waited for it.
         print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
-        _leave(2)
+        _leave(LOST)
     _finish()
 
 

@@ -9,7 +9,18 @@ from contextlib import contextmanager
 
 import torch
 
+from segclip.trainer.watch import doing
+
 __all__ = ["StepTimer"]
+
+WAITS = {
+    "features": " (all-gather of features)",
+    "forward": " (all-gather of features)",
+    "backward": " (all-reduce of gradients)",
+    "reduce": " (all-reduce of gradients)",
+    "optimizer": " (all-reduce of the gradient's norm, all-gather of weights)",
+}
+"""For which collectives a rank waits in a part, at most ZeRO stages."""
 
 
 class StepTimer:
@@ -24,6 +35,7 @@ class StepTimer:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time what is inside as ``name``. Parts do not contain each other."""
+        doing(f"{name} of a step{WAITS.get(name, '')}")
         if self._on_gpu:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()

@@ -122,12 +122,12 @@ CASES = {
         ("train.micro_batch is 3", "8 samples", "train.micro_batch=1, 2, 4 or 8 would do"), ("train.micro_batch=3",)
     ),
     "a picture that does not decode": Case(
-        ("[rank ", "{data}/00000.tar", "the picture .jpg is bad", "repair or remove it"),
+        ("rank ", "{data}/00000.tar", "the picture .jpg is bad", "repair or remove it"),
         ("data.checksum=false",),
         data=lambda shards, free: spoiled(shards, free, ".jpg", b"<html>no</html>"),
     ),
     "an empty caption": Case(
-        ("[rank ", "{data}/00000.tar", "its caption is empty", "write a text or remove the sample"),
+        ("rank ", "{data}/00000.tar", "its caption is empty", "write a text or remove the sample"),
         ("data.checksum=false", "data.workers=1"),
         data=lambda shards, free: spoiled(shards, free, ".txt", b"  "),
     ),

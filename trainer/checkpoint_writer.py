@@ -1,0 +1,261 @@
+"""Writing checkpoints that are whole or absent, while training goes on.
+
+``<run>/checkpoints/step-00001234/`` is written by all ranks under a temporary name; every file is flushed to the disk
+and hashed; only then does rank 0 rename the folder, and last the file ``latest`` is replaced. DeepSpeed's own
+``latest`` appears before the other ranks have finished writing, so it is neither written nor read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from segclip.console import UserError
+from segclip.trainer.checkpoint import CHECKSUMS, WRITING, CheckpointConfig, checkpoint_folder, complete
+from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
+from segclip.trainer.faults import fail_at
+from segclip.trainer.train_state import STATE, TrainState
+from segclip.trainer.watch import doing
+
+__all__ = ["CheckpointWriter"]
+
+
+@dataclass
+class Cost:
+    """What the last checkpoint has cost."""
+
+    failed: int = 0
+    """Checkpoints so far that could not be written."""
+    blocked: float = 0.0
+    """Seconds that training waited for it."""
+    total: float = 0.0
+    """Seconds until it was there."""
+    interval: float = 0.0
+    """Seconds since the one before was begun."""
+
+    def metrics(self) -> dict[str, float]:
+        """For the log; ``blocked_share`` is that of the time between two checkpoints."""
+        if not self.interval:
+            return {}
+        return {
+            "checkpoint/seconds": self.total,
+            "checkpoint/blocked_seconds": self.blocked,
+            "checkpoint/blocked_share": self.blocked / self.interval,
+            "checkpoint/failed": float(self.failed),
+        }
+
+
+class CheckpointWriter:
+    """Saves checkpoints of a run; every rank has one, and calls ``save`` and ``wait`` as the others do.
+
+    What cannot be written (a full disk) is said, and tried again with the next checkpoint: to stop would lose the steps
+    since the last one for certain.
+    """
+
+    def __init__(
+        self, engine: Any, config: CheckpointConfig, run_dir: str | Path, config_yaml: str, ranks: Ranks
+    ) -> None:
+        from segclip.trainer.checkpoint_staging import StagingEngine
+
+        self._engine, self._config, self._ranks, self._config_yaml = engine, config, ranks, config_yaml
+        self._root = checkpoint_folder(run_dir)
+        # Its own: the main thread's collectives go on meanwhile.
+        self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._staging = StagingEngine(pin=ranks.device.type == "cuda")
+        self._thread: threading.Thread | None = None
+        self._problem: BaseException | None = None
+        self._begun = time.perf_counter()
+        self.cost = Cost()
+
+    def save(self, state: TrainState) -> None:
+        """Copy what training is about to change, and have it written; waits for the checkpoint before."""
+        begin = time.perf_counter()
+        interval, self._begun = begin - self._begun, begin
+        self.wait()
+        self.cost = Cost(self.cost.failed, interval=interval)
+        doing(f"saving the checkpoint of step {state.step}")
+        writing = self._root / f"{WRITING}step-{state.step:08d}"
+        try:
+            agreed(self._ranks, lambda: self._prepare(writing, state))
+        except UserError as error:
+            self._problem = error
+        else:
+            files = self._copy(writing)
+            self.cost.blocked = time.perf_counter() - begin
+            self._thread = threading.Thread(
+                target=self._write, args=(writing, state, files, begin), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        if not self._config.background:
+            self.wait()
+            self.cost.blocked = time.perf_counter() - begin
+
+    def wait(self, last: bool = False) -> None:
+        """Wait until the checkpoint that is being written is published.
+
+        Raises:
+            UserError: ``last`` is set and it could not be written; on all ranks.
+        """
+        if self._thread is not None:
+            doing("waiting for the checkpoint to be written")
+            self._thread.join()
+            self._thread = None
+        problem, self._problem = self._problem, None
+        if problem is None:
+            return
+        if last or not isinstance(problem, UserError):
+            raise problem
+        self.cost.failed += 1
+        if self._ranks.is_first:
+            print(
+                f"warning: no checkpoint: {problem}. Training goes on, and the next one is tried",
+                file=sys.stderr,
+            )
+
+    def _prepare(self, writing: Path, state: TrainState) -> None:
+        if not self._ranks.is_first:
+            return
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        _write_flushed(writing / STATE, json.dumps(asdict(state), indent=1))
+        _write_flushed(writing / "config.yaml", self._config_yaml)
+
+    def _copy(self, writing: Path) -> dict[Path, Any]:
+        """What this rank is to write, by file."""
+        engine = self._engine
+        # Nothing of DeepSpeed's is to touch the disk here: an error of one rank would leave the others waiting.
+        engine._copy_recovery_script = lambda save_path: None
+        own, engine.checkpoint_engine = engine.checkpoint_engine, self._staging
+        try:
+            engine.save_checkpoint(str(self._root), tag=writing.name, save_latest=False)
+        finally:
+            engine.checkpoint_engine = own
+        return self._staging.take()
+
+    def _write(self, writing: Path, state: TrainState, files: dict[Path, Any], begin: float) -> None:
+        """Files of this rank, and on the first one those that are small; then publish."""
+        try:
+            sums = agreed(self._ranks, lambda: self._write_files(writing, files, state.step), self._group)
+            parts: list[dict[str, str]] = [{} for _ in range(self._ranks.world_size)]
+            dist.all_gather_object(parts, sums, group=self._group)
+            joined = {name: digest for part in parts for name, digest in part.items()}
+            agreed(
+                self._ranks,
+                lambda: self._publish(writing, state, joined) if self._ranks.is_first else None,
+                self._group,
+            )
+            cost = self.cost
+            cost.total = time.perf_counter() - begin
+            if self._ranks.is_first:
+                blocked = cost.blocked if self._config.background else cost.total
+                print(
+                    f"saved {self._root / writing.name.removeprefix(WRITING)} in {cost.total:.1f} s; training waited "
+                    f"{blocked:.1f} s, {100 * blocked / cost.interval:.1f} % of the time since the last one",
+                    flush=True,
+                )
+        except BaseException as error:  # raised by wait
+            self._problem = error
+
+    def _write_files(self, writing: Path, files: dict[Path, Any], step: int) -> dict[str, str]:
+        sums = {}
+        for path, value in files.items():
+            fail_at(f"write {path.name}", step, self._ranks.rank)
+            _save(value, path)
+            fail_at(f"wrote {path.name}", step, self._ranks.rank, path=path)
+            sums[path.name] = _digest(path)
+        if self._ranks.is_first:
+            sums |= {name: _digest(writing / name) for name in (STATE, "config.yaml")}
+        return sums
+
+    def _publish(self, writing: Path, state: TrainState, sums: dict[str, str]) -> None:
+        root, final, step = self._root, self._root / writing.name.removeprefix(WRITING), state.step
+        fail_at("publish checksums", step)
+        _write_flushed(writing / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True))
+        _flush_folder(writing)
+        fail_at("publish rename", step)
+        if final.exists():  # damaged, or of steps that are made again
+            os.rename(final, root / f"{WRITING}replaced-{final.name}")
+        os.rename(writing, final)
+        _flush_folder(root)
+        fail_at("publish pointer", step)
+        best = None if state.best is None else f"step-{state.best.step:08d}"
+        for name, folder in (("latest", final.name), ("best", best)):
+            if folder is not None:
+                _write_flushed(root / f"{name}.new", folder + "\n")
+                fail_at(f"publish {name}", step)
+                os.replace(root / f"{name}.new", root / name)
+        _flush_folder(root)
+        fail_at("publish prune", step)
+        shutil.rmtree(root / f"{WRITING}replaced-{final.name}", ignore_errors=True)
+        for old in complete(root)[: -self._config.keep_last]:
+            if old.name != best:
+                shutil.rmtree(old)
+        fail_at("publish done", step)
+
+
+def _save(value: Any, path: Path) -> None:
+    with _told(path, _bytes_of(value)), open(path, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _told(path: Path, size: int) -> Iterator[None]:
+    """Let an error of writing name the file, its bytes and those that are free."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free
+        # torch makes a RuntimeError of whatever the file says.
+        number = error.errno if isinstance(error, OSError) else errno.ENOSPC if free < size else None
+        if number is None:
+            raise
+        raise OSError(
+            f"cannot write {path} ({size:,} bytes; {free:,} are free there): {os.strerror(number)}. Make room, or "
+            "lower checkpoint.keep_last"
+        ) from error
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(_bytes_of(each) for each in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_bytes_of(each) for each in value)
+    return 0
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_flushed(path: Path, text: str) -> None:
+    with _told(path, len(text)), open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,83 @@
+"""Stopping between two steps, on all ranks at the same one: because somebody asks for it, or data cannot be had.
+
+Schedulers announce the end of a job's time by a signal, to one process or to all, sooner or later. So before each step
+the ranks agree whether to make it: one small reduction on the CPU, which waits for no device.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from segclip.console import UserError, one_line
+from segclip.trainer.distributed import LONGEST_WAIT, RankError, Ranks
+from segclip.trainer.watch import doing
+
+__all__ = ["ASKED", "StopAsked", "Stopping"]
+
+ASKED = 75
+"""Exit code of a run that was asked to stop and has saved a checkpoint: put it in the queue again."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+Item = TypeVar("Item")
+
+
+class StopAsked(UserError):
+    """A signal asked to stop; raised on all ranks."""
+
+
+class Stopping:
+    """Watches for reasons to stop; a context manager, within which the signals do not end the process."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._asked = number
+
+    def next(self, batches: Iterator[Item]) -> Item:
+        """The next batch, once every rank has one.
+
+        Raises:
+            StopAsked: a signal has arrived at some rank.
+            RankError: some rank cannot have its batch; raised on all ranks.
+        """
+        problem: Exception | None = None
+        batch: Item | None = None
+        doing("getting the next batch")
+        try:
+            batch = next(batches)
+        except (ValueError, OSError, UserError) as error:
+            problem = error
+        doing("the all-reduce that agrees on going on with the next step")
+        verdict = torch.tensor([problem is not None, self._asked], dtype=torch.int32)
+        dist.all_reduce(verdict, dist.ReduceOp.MAX, group=self._group)
+        failed, asked = verdict.tolist()
+        if failed:
+            self._raise(problem)
+        if asked:
+            raise StopAsked(f"asked to stop by {signal.Signals(asked).name}")
+        return batch  # type: ignore[return-value]
+
+    def _raise(self, problem: Exception | None) -> None:
+        problems: list[str | None] = [None] * self._ranks.world_size
+        dist.all_gather_object(problems, None if problem is None else one_line(problem), group=self._group)
+        first = next(rank for rank, text in enumerate(problems) if text is not None)
+        raise RankError(
+            f"rank {first}: {problems[first]}", is_reporter=self._ranks.rank == first
+        ) from problem

@@ -1,0 +1,162 @@
+"""A rank that no longer answers is named, and the others do not wait for it for ever.
+
+A process that is stopped, swapped out or cut off leaves the others in a collective, which tells nobody who is missing.
+So each rank sends a beat through the store of the rendezvous, with what it is doing; the first rank looks at all beats,
+the others at the first rank's and at what it has found.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from segclip.trainer.distributed import Ranks
+
+__all__ = ["LOST", "Watch", "doing"]
+
+LOST = 69
+"""Exit code of a rank whose peer is lost: nothing is wrong with the run, and the same command goes on with it."""
+
+
+@dataclass
+class _Now:
+    doing: str = "starting"
+    since: float = field(default_factory=time.monotonic)
+
+
+_now = _Now()
+
+
+def doing(what: str) -> None:
+    """Note what this process does from now on, which is what it is found in when it, or another, hangs."""
+    _now.doing, _now.since = what, time.monotonic()
+
+
+class Watch:
+    """Beats of this rank, and a look at those of others, on a thread; a context manager.
+
+    Args:
+        ranks: this process among all.
+        seconds: a rank without a beat for so long is lost, and this process ends with ``LOST``; 0 watches nothing.
+        stalled: seconds after which the first rank says which ranks are waiting for data, and again twice as late.
+        end: called with the message when a rank is lost; prints it and ends this process unless given.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        seconds: float,
+        *,
+        stalled: float = 30.0,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self._ranks, self._seconds, self._stalled = ranks, seconds, stalled
+        self._end = end or self._leave
+        self._period = seconds / 10
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
+        self._seen: dict[int, tuple[str, float]] = {}
+        self._told: dict[int, float] = {}
+
+    def __enter__(self) -> Watch:
+        if self._seconds > 0 and self._ranks.world_size > 1:
+            self._store = self._connect()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _connect(self) -> Any:
+        """A connection of its own: the main thread may wait for an answer on the other."""
+        # Shorter than what makes a rank lost, or the loss of the first rank, which may hold the store, shows late.
+        wait = datetime.timedelta(seconds=max(1.0, self._seconds / 4))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, None, False, wait, wait_for_workers=False)
+        return PrefixStore(f"segclip/beats/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+    def _work(self) -> None:
+        count = 0
+        while not self._over.wait(self._period):
+            count += 1
+            try:
+                self._beat(count)
+                self._look()
+            except (dist.DistError, RuntimeError):
+                # No answer: seen as a first rank without a beat.
+                pass
+            lost = self._lost()
+            if lost is not None:
+                self._end(lost)
+                return
+
+    def _beat(self, count: int) -> None:
+        held = round(time.monotonic() - _now.since)
+        own = {
+            "count": count,
+            "doing": _now.doing,
+            "held": held,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self._store.set(str(self._ranks.rank), json.dumps(own))
+
+    def _look(self) -> None:
+        others = range(1, self._ranks.world_size) if self._ranks.is_first else [0]
+        known = [rank for rank in others if self._store.check([str(rank)])]
+        beats = self._store.multi_get([str(rank) for rank in known]) if known else []
+        for rank, value in zip(known, beats, strict=True):
+            beat = value.decode()
+            if self._seen.get(rank, ("",))[0] != beat:
+                self._seen[rank] = (beat, time.monotonic())
+                if self._ranks.is_first:
+                    self._tell_stall(rank, json.loads(beat))
+        for rank in others:
+            self._seen.setdefault(rank, ("{}", time.monotonic()))
+        if not self._ranks.is_first and self._store.check(["lost"]):
+            self._end(self._store.get("lost").decode())
+
+    def _tell_stall(self, rank: int, beat: dict[str, Any]) -> None:
+        """Say that ranks are waiting for data: the others wait for them, and nothing else would be seen."""
+        if "next batch" not in beat["doing"] or beat["held"] < self._stalled:
+            self._told.pop(rank, None)
+        elif beat["held"] >= 2 * self._told.get(rank, 0.0):
+            self._told[rank] = beat["held"]
+            print(f"rank {rank} has waited {beat['held']} s for data", file=sys.stderr, flush=True)
+
+    def _lost(self) -> str | None:
+        now = time.monotonic()
+        for rank, (beat, since) in self._seen.items():
+            if now - since > self._seconds:
+                last = json.loads(beat)
+                where = f" ({last['host']}, process {last['pid']})" if last else ""
+                was = f"; its last word was that it is in: {last['doing']}" if last else ""
+                message = (
+                    f"rank {rank}{where} has not answered for {now - since:.0f} s{was}. The others wait for it in: "
+                    f"{_now.doing}. All ranks stop; the same command goes on after the last checkpoint"
+                )
+                if self._ranks.is_first:
+                    self._store.set("lost", message)
+                return message
+        return None
+
+    def _leave(self, message: str) -> None:
+        if self._ranks.is_first or (self._ranks.rank == 1 and message.startswith("rank 0 ")):
+            print(f"[rank {self._ranks.rank}] error: {message}", file=sys.stderr, flush=True)
+        if self._ranks.is_first:
+            # It may hold the store, which the others read the message from.
+            time.sleep(3 * self._period)
+        os._exit(LOST)
