@@ -5,12 +5,14 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STORE  ?= file
 # Processes that run tests side by side.
 JOBS   ?= 2
+# How long `make soak` goes on.
+MINUTES ?= 30
 
 export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-all test-fast lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
+.PHONY: help setup quickstart test test-all test-fast test-faults soak lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -37,6 +39,14 @@ test-all: $(VENV)/.installed
 ## test-fast    the same without the slow ones (processes, servers)
 test-fast: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
+
+## test-faults  what a run survives: kills, damage, full disks, lost stores and servers (docs/faults.md)
+test-faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist load tests/faults tests/distributed/test_other_ranks.py tests/distributed/test_skipped_steps.py
+
+## soak         half an hour of random kills; the model must come out as if nothing had happened (MINUTES=30)
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 python -m tests.faults.soak --minutes $(MINUTES)
 
 ## lint         ruff, mypy, import-linter
 lint: $(VENV)/.installed

@@ -32,6 +32,8 @@ __all__ = [
 CHECKSUMS = "checksums.json"
 WRITING = ".writing-"
 """What the names of folders begin with that are not published yet."""
+DAMAGED = ".damaged-"
+"""What the names of folders begin with that were published, and are no longer as they were written."""
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -80,18 +82,19 @@ def newest_intact(run_dir: str | Path, ranks: Ranks) -> Path | None:
     found: list[tuple[Path, bool]] = broadcast(
         [(folder, (folder / CHECKSUMS).is_file()) for folder in _all(root)][::-1]
     )
-    damages = []
-    for folder, complete in found:
-        damage = damage_of(folder, ranks) if complete else f"{folder / CHECKSUMS} is missing"
+    damages: dict[Path, str] = {}
+    for folder, is_complete in found:
+        damage = damage_of(folder, ranks) if is_complete else f"{folder / CHECKSUMS} is missing"
         if damage is None:
+            agreed(ranks, lambda: _set_aside(damages) if ranks.is_first else None)
             return folder
-        damages.append(damage)
+        damages[folder] = damage
         if ranks.is_first:
             print(f"checkpoint {folder.name} is damaged and not used: {damage}", file=sys.stderr, flush=True)
     if damages:
         raise RankError(
-            f"no checkpoint of {run_dir} is intact: {'; '.join(damages)}. Restore one from a copy to go on, or delete "
-            f"{root} to start anew",
+            f"no checkpoint of {run_dir} is intact: {'; '.join(damages.values())}. Restore one from a copy to go on, "
+            f"or delete {root} to start anew",
             is_reporter=ranks.is_first,
         )
     return None
@@ -106,7 +109,7 @@ def damage_of(folder: Path, ranks: Ranks) -> str | None:
     try:
         for name, digest in _hash(folder, sorted(sums)[ranks.rank :: ranks.world_size]).items():
             if digest != sums[name]:
-                own = f"{folder / name} has sha256 {digest[:12]}..., not {sums[name][:12]}... as when it was written"
+                own = f"{folder / name} has sha256 {digest[:12]}..., {CHECKSUMS} says {sums[name][:12]}..."
     except OSError as error:
         own = one_line(error)
     problems: list[str | None] = [None] * ranks.world_size
@@ -143,6 +146,14 @@ def complete(root: Path) -> list[Path]:
 def _remove_unfinished(root: Path) -> None:
     for folder in root.glob(f"{WRITING}*"):
         shutil.rmtree(folder)
+
+
+def _set_aside(damaged: Iterable[Path]) -> None:
+    for folder in damaged:
+        aside = folder.with_name(f"{DAMAGED}{folder.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
 
 
 def _checksums(folder: Path) -> dict[str, str] | str:

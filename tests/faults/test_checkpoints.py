@@ -1,0 +1,162 @@
+"""Kills while a checkpoint is written and published, damage to published ones, and a full disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import STEPS, Fault, Run
+
+pytestmark = pytest.mark.slow
+
+WRITES = [
+    Fault(where, 4, what, rank)
+    for rank, name in (
+        (0, "mp_rank_00_model_states.pt"),
+        (0, "zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+        (1, "zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+    )
+    for where, what in ((f"write {name}", "kill"), (f"wrote {name}", "tear"))
+]
+
+
+def resumed_from(text: str) -> int | None:
+    found = re.search(r"resuming from .*/step-\d+ after step (\d+)", text)
+    return int(found[1]) if found else None
+
+
+def test_kills_while_files_are_written(run: Run, unbroken: Run) -> None:
+    """Each file of each rank, before it and in its middle; each start meets the next fault, at step 4."""
+    for count, fault in enumerate(WRITES):
+        codes, text = run(faults=WRITES[: count + 1])
+        assert run.fired() == [each.where for each in WRITES[: count + 1]], text
+        assert resumed_from(text) == (2 if count else None)
+        assert codes[fault.rank] == -9
+        assert codes[1 - fault.rank] not in (0, None)
+        assert run.checkpoints() == [".writing-step-00000004", "step-00000002"]
+    codes, text = run()
+    assert codes == [0, 0], text
+    assert resumed_from(text) == 2
+    assert run.checkpoints() == ["step-00000004", "step-00000006"]
+    run.must_equal(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [
+        ("publish checksums", 2),
+        ("publish rename", 2),
+        ("publish pointer", 4),
+        ("publish latest", 4),
+        ("publish prune", 4),
+        ("publish done", 4),
+    ],
+)
+def test_kills_around_each_step_of_publishing(run: Run, unbroken: Run, where: str, after: int) -> None:
+    codes, text = run(faults=[Fault(where, 4)])
+    assert run.fired() == [where], text
+    assert codes[0] == -9
+    assert codes[1] not in (0, None)
+    codes, text = run(faults=[Fault(where, 4)])
+    assert run.fired() == [where]
+    assert codes == [0, 0], text
+    assert resumed_from(text) == after
+    assert (run.folder / "checkpoints" / "latest").read_text() == "step-00000006\n"
+    assert run.checkpoints() == ["step-00000004", "step-00000006"]
+    run.must_equal(unbroken)
+
+
+FILES = [
+    "checksums.json",
+    "config.yaml",
+    "state.json",
+    "mp_rank_00_model_states.pt",
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "zero_pp_rank_1_mp_rank_00_optim_states.pt",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit(finished: Run, unbroken: Run, name: str) -> None:
+    """All ranks go back to the same older checkpoint, and make the lost steps again."""
+    path = finished.folder / "checkpoints" / "step-00000006" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    codes, text = finished()
+    assert codes == [0, 0], text
+    assert text.count("checkpoint step-00000006 is damaged and not used") == 1
+    assert name in text.split("is damaged and not used: ")[1].splitlines()[0]
+    assert resumed_from(text) == 4
+    assert finished.checkpoints() == [".damaged-step-00000006", "step-00000004", "step-00000006"]
+    finished.must_equal(unbroken)
+
+
+def test_no_intact_checkpoint_is_no_new_beginning(finished: Run) -> None:
+    folders = sorted((finished.folder / "checkpoints").glob("step-*"))
+    (folders[0] / "checksums.json").unlink()
+    (folders[1] / "state.json").unlink()
+    codes, text = finished()
+    assert codes == [2, 2]
+    (line,) = [line for line in text.splitlines() if "error: " in line]
+    assert "no checkpoint of" in line
+    assert "step-00000004/checksums.json is missing" in line
+    assert "step-00000006/state.json is missing" in line
+    assert "to start anew" in line
+    assert finished.checkpoints() == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize("pointer", [None, "", "step-00000099\n"])
+def test_the_pointer_is_not_needed(finished: Run, unbroken: Run, pointer: str | None) -> None:
+    shutil.rmtree(finished.folder / "checkpoints" / "step-00000006")
+    latest = finished.folder / "checkpoints" / "latest"
+    latest.unlink() if pointer is None else latest.write_text(pointer)
+    codes, text = finished()
+    assert codes == [0, 0], text
+    assert resumed_from(text) == 4
+    assert latest.read_text() == "step-00000006\n"
+    finished.must_equal(unbroken)
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 12 MiB: room for one checkpoint of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk(run: Run, unbroken: Run, little_disk: Path, background: bool) -> None:
+    full = Run(little_disk / "run", run.config)
+    setting = f"checkpoint.background={str(background).lower()}"
+    codes, text = full(setting)
+    assert codes == [2, 2], text
+    warning = next(line for line in text.splitlines() if line.startswith("warning: no checkpoint"))
+    assert str(little_disk) in warning
+    assert re.search(r"\([\d,]+ bytes; [\d,]+ are free there\): No space left on device", warning)
+    assert "Training goes on" in warning
+    assert f"step {STEPS}/" in text
+    (error,) = [line for line in text.splitlines() if "error: " in line]
+    assert "No space left on device" in error
+    assert "step-00000002" in full.checkpoints()
+    assert not set(full.checkpoints()) & {"step-00000004", "step-00000006"}
+    subprocess.run(["mount", "-o", "remount,size=64m", little_disk], check=True)
+    codes, text = full(setting)
+    assert codes == [0, 0], text
+    assert resumed_from(text) == 2
+    full.must_equal(unbroken)
