@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from segclip.console import UserError, one_line
 from segclip.trainer.rendezvous import Greeting, interface_towards, meet
+from segclip.trainer.watch import Watch
 
 __all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
 
@@ -32,6 +33,7 @@ class Ranks:
     world_size: int
     local_world_size: int
     device: torch.device
+    watch: Watch | None = None
 
     @property
     def is_first(self) -> bool:
@@ -46,7 +48,13 @@ class RankError(UserError):
         self.is_reporter = is_reporter
 
 
-def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: float = 300.0) -> Ranks:
+def start(
+    config: str = "",
+    *,
+    timeout_seconds: float = 600.0,
+    meeting_seconds: float = 300.0,
+    lost_after: float = 0.0,
+) -> Ranks:
     """Join the process group that ``deepspeed`` or ``torchrun`` describes in the environment.
 
     Without a launcher the run has one process. NCCL on CUDA, gloo on CPU.
@@ -55,6 +63,8 @@ def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: 
         config: the configuration as text, which must be the same on all ranks.
         timeout_seconds: longest wait in a collective.
         meeting_seconds: longest wait for the other ranks to be there; ``SEGCLIP_MEETING_SECONDS`` overrides it.
+        lost_after: seconds without a sign of life after which a rank counts as lost, from here on, see
+            ``segclip.trainer.watch``; 0 for as long as it takes.
 
     Raises:
         RankError: a rank does not come, or its software or configuration is another.
@@ -96,6 +106,7 @@ def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: 
     except UserError as error:
         # Each host says so once: what one can see is not what the other can.
         raise RankError(str(error), is_reporter=local_rank == 0) from error
+    watch = Watch(rank, world_size, lost_after)
     timeout = datetime.timedelta(seconds=timeout_seconds)
     dist.init_process_group(
         backend,
@@ -117,6 +128,7 @@ def start(config: str = "", *, timeout_seconds: float = 600.0, meeting_seconds: 
         world_size=world_size,
         local_world_size=local_world_size,
         device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
+        watch=watch,
     )
 
 

@@ -41,7 +41,7 @@ from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
 from segclip.trainer.train_state import Best, TrainState, read_state
 from segclip.trainer.utilisation import Utilisation
-from segclip.trainer.watch import Watch, doing
+from segclip.trainer.watch import doing
 
 __all__ = ["train"]
 
@@ -56,12 +56,6 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             on all of them.
         StopAsked: a signal asked to stop; a checkpoint is saved.
     """
-    with Watch(ranks, config.train.lost_after):
-        _train(config, ranks)
-        dist.barrier()  # nobody leaves while others still listen to it
-
-
-def _train(config: RunConfig, ranks: Ranks) -> None:
     run_dir = Path(config.run_dir)
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))

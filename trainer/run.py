@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segclip.trainer.config import RunConfig
+    from segclip.trainer.distributed import Ranks
 
 __all__ = ["main"]
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from segclip.trainer.distributed import start
         from segclip.trainer.loop import train
 
-        ranks = start(config.model_dump_json())
+        ranks = start(config.model_dump_json(), lost_after=config.train.lost_after)
         started = True
         train(config, ranks)
     except KeyboardInterrupt:
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The rank that failed has said why; this one only waited for it.
         print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
         _leave(LOST)
-    _finish()
+    _finish(ranks)
 
 
 def _print_plan(config: RunConfig, processes: int) -> None:
@@ -146,11 +147,13 @@ def _lost_peer(error: Exception) -> bool:
     )
 
 
-def _finish() -> None:
+def _finish(ranks: Ranks) -> None:
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    dist.barrier()  # nobody leaves while others listen to it
+    if ranks.watch is not None:
+        ranks.watch.close()
+    dist.destroy_process_group()
 
 
 def _leave(code: int) -> None:

@@ -21,8 +21,6 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from segclip.trainer.distributed import Ranks
-
 __all__ = ["LOST", "Watch", "doing"]
 
 LOST = 69
@@ -44,10 +42,11 @@ def doing(what: str) -> None:
 
 
 class Watch:
-    """Beats of this rank, and a look at those of others, on a thread; a context manager.
+    """Beats of this rank, and a look at those of others, on a thread that goes on until ``close``.
 
     Args:
-        ranks: this process among all.
+        rank: this process.
+        world_size: number of all.
         seconds: a rank without a beat for so long is lost, and this process ends with ``LOST``; 0 watches nothing.
         stalled: seconds after which the first rank says which ranks are waiting for data, and again twice as late.
         end: called with the message when a rank is lost; prints it and ends this process unless given.
@@ -55,30 +54,39 @@ class Watch:
 
     def __init__(
         self,
-        ranks: Ranks,
+        rank: int,
+        world_size: int,
         seconds: float,
         *,
         stalled: float = 30.0,
         end: Callable[[str], None] | None = None,
     ) -> None:
-        self._ranks, self._seconds, self._stalled = ranks, seconds, stalled
+        self._rank, self._seconds, self._stalled = rank, seconds, stalled
         self._end = end or self._leave
         self._period = seconds / 10
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._others = [*range(1, world_size)] if rank == 0 else [0]
+        """Whose beats this rank looks at."""
+        self._seen = {other: ("{}", time.monotonic()) for other in self._others}
+        """Their last beats, and when they came."""
         self._told: dict[int, float] = {}
+        self._found: str | None = None
+        """What the first rank has found, for the others."""
+        # Two threads: an answer of the store may never come, when the first rank holds it and is the one that is lost.
+        self._threads = [
+            threading.Thread(target=work, name="watch", daemon=True) for work in (self._talk, self._judge)
+        ]
+        if seconds > 0:
+            self._store: Any = self._connect() if world_size > 1 else None
+            for thread in self._threads:
+                thread.start()
 
-    def __enter__(self) -> Watch:
-        if self._seconds > 0 and self._ranks.world_size > 1:
-            self._store = self._connect()
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Stop watching; to be called when all ranks are done, since the others would miss this one's beats."""
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(2 * self._period)  # it may wait for an answer that does not come
 
     def _connect(self) -> Any:
         """A connection of its own: the main thread may wait for an answer on the other."""
@@ -88,19 +96,24 @@ class Watch:
         store = TCPStore(address, port, None, False, wait, wait_for_workers=False)
         return PrefixStore(f"segclip/beats/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
-    def _work(self) -> None:
+    def _talk(self) -> None:
         count = 0
         while not self._over.wait(self._period):
             count += 1
             try:
                 self._beat(count)
                 self._look()
+                if self._rank == 0 and self._found is not None:
+                    self._store.set("lost", self._found)
             except (dist.DistError, RuntimeError):
-                # No answer: seen as a first rank without a beat.
-                pass
-            lost = self._lost()
-            if lost is not None:
-                self._end(lost)
+                # No answer of the store shows as a first rank without a beat.
+                continue
+
+    def _judge(self) -> None:
+        while not self._over.wait(self._period / 2):
+            self._found = self._found or self._lost()
+            if self._found is not None:
+                self._end(self._found)
                 return
 
     def _beat(self, count: int) -> None:
@@ -112,22 +125,24 @@ class Watch:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        self._store.set(str(self._ranks.rank), json.dumps(own))
+        if self._rank == 0:
+            self._tell_stall(0, own)
+        if self._store is not None:
+            self._store.set(str(self._rank), json.dumps(own))
 
     def _look(self) -> None:
-        others = range(1, self._ranks.world_size) if self._ranks.is_first else [0]
-        known = [rank for rank in others if self._store.check([str(rank)])]
+        if self._store is None:
+            return
+        known = [rank for rank in self._others if self._store.check([str(rank)])]
         beats = self._store.multi_get([str(rank) for rank in known]) if known else []
         for rank, value in zip(known, beats, strict=True):
             beat = value.decode()
             if self._seen.get(rank, ("",))[0] != beat:
                 self._seen[rank] = (beat, time.monotonic())
-                if self._ranks.is_first:
+                if self._rank == 0:
                     self._tell_stall(rank, json.loads(beat))
-        for rank in others:
-            self._seen.setdefault(rank, ("{}", time.monotonic()))
-        if not self._ranks.is_first and self._store.check(["lost"]):
-            self._end(self._store.get("lost").decode())
+        if self._rank != 0 and self._store.check(["lost"]):
+            self._found = self._store.get("lost").decode()
 
     def _tell_stall(self, rank: int, beat: dict[str, Any]) -> None:
         """Say that ranks are waiting for data: the others wait for them, and nothing else would be seen."""
@@ -144,19 +159,16 @@ class Watch:
                 last = json.loads(beat)
                 where = f" ({last['host']}, process {last['pid']})" if last else ""
                 was = f"; its last word was that it is in: {last['doing']}" if last else ""
-                message = (
+                return (
                     f"rank {rank}{where} has not answered for {now - since:.0f} s{was}. The others wait for it in: "
                     f"{_now.doing}. All ranks stop; the same command goes on after the last checkpoint"
                 )
-                if self._ranks.is_first:
-                    self._store.set("lost", message)
-                return message
         return None
 
     def _leave(self, message: str) -> None:
-        if self._ranks.is_first or (self._ranks.rank == 1 and message.startswith("rank 0 ")):
-            print(f"[rank {self._ranks.rank}] error: {message}", file=sys.stderr, flush=True)
-        if self._ranks.is_first:
-            # It may hold the store, which the others read the message from.
+        if self._rank == 0 or (self._rank == 1 and message.startswith("rank 0 ")):
+            print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
+        if self._rank == 0:
+            # The others read it in the store, which may be this process's.
             time.sleep(3 * self._period)
         os._exit(LOST)

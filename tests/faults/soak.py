@@ -3,8 +3,9 @@
     make soak                                   # half an hour
     python -m tests.faults.soak --minutes 5
 
-First the run that nothing happens to, for a quarter of the time; then the same one on two ranks, of which one or both are
-killed, stopped or asked to stop every few tens of seconds, wherever they are: starting, in a step, writing a checkpoint.
+First the run that nothing happens to, for a quarter of the time; then the same one on two ranks, of which one or both
+are killed, stopped or asked to stop every few tens of seconds, wherever they are: starting, in a step, writing a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _steps(trial: Run, seconds: float) -> int:
 def _beat(run: Run, settings: tuple[str, ...], chance: random.Random) -> Counter[str]:
     blows: Counter[str] = Counter()
     while True:
-        group = run.begin(*settings)
+        group = run.begin(*settings, environment={"SEGCLIP_MEETING_SECONDS": "30"})
         try:
             if group.wait(chance.uniform(SHORTEST, LONGEST)):
                 assert group.codes() == [0, 0], group.text()
