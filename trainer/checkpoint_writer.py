@@ -45,16 +45,21 @@ class Cost:
     total: float = 0.0
     """Seconds until it was there."""
     interval: float = 0.0
-    """Seconds since the one before was begun."""
+    """Seconds of training between the one before and this one."""
+
+    @property
+    def share(self) -> float:
+        """Part of the time from one checkpoint to the next in which training waited."""
+        return self.blocked / (self.interval + self.blocked)
 
     def metrics(self) -> dict[str, float]:
-        """For the log; ``blocked_share`` is that of the time between two checkpoints."""
+        """For the log; empty before the first checkpoint."""
         if not self.interval:
             return {}
         return {
             "checkpoint/seconds": self.total,
             "checkpoint/blocked_seconds": self.blocked,
-            "checkpoint/blocked_share": self.blocked / self.interval,
+            "checkpoint/blocked_share": self.share,
             "checkpoint/failed": float(self.failed),
         }
 
@@ -78,13 +83,13 @@ class CheckpointWriter:
         self._staging = StagingEngine(pin=ranks.device.type == "cuda")
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
-        self._begun = time.perf_counter()
+        self._left = time.perf_counter()
         self.cost = Cost()
 
     def save(self, state: TrainState) -> None:
         """Copy what training is about to change, and have it written; waits for the checkpoint before."""
         begin = time.perf_counter()
-        interval, self._begun = begin - self._begun, begin
+        interval = begin - self._left
         self.wait()
         self.cost = Cost(self.cost.failed, interval=interval)
         doing(f"saving the checkpoint of step {state.step}")
@@ -102,7 +107,7 @@ class CheckpointWriter:
             self._thread.start()
         if not self._config.background:
             self.wait()
-            self.cost.blocked = time.perf_counter() - begin
+        self._left = time.perf_counter()
 
     def wait(self, last: bool = False) -> None:
         """Wait until the checkpoint that is being written is published.
@@ -160,11 +165,12 @@ class CheckpointWriter:
             )
             cost = self.cost
             cost.total = time.perf_counter() - begin
+            if not self._config.background:
+                cost.blocked = cost.total
             if self._ranks.is_first:
-                blocked = cost.blocked if self._config.background else cost.total
                 print(
                     f"saved {self._root / writing.name.removeprefix(WRITING)} in {cost.total:.1f} s; training waited "
-                    f"{blocked:.1f} s, {100 * blocked / cost.interval:.1f} % of the time since the last one",
+                    f"{cost.blocked:.1f} s ({100 * cost.share:.1f} % of the time since the last one)",
                     flush=True,
                 )
         except BaseException as error:  # raised by wait

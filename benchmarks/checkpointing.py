@@ -1,0 +1,153 @@
+"""What a checkpoint costs training, and how soon a run goes on after it is started again.
+
+    python -m benchmarks.checkpointing
+    python -m benchmarks.checkpointing --quick   # the network of the quickstart
+
+ViT-B/16 (189 M parameters, float32, ZeRO stage 1, one process): the same state is saved in turn with training waiting
+for the disk and in the background; "blocked" is how long the call holds training up. The first save in the background
+also gets the host memory for its copy, and is told apart. Then a new process resumes from the last checkpoint: from its
+start to the end of its first step, of two samples.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
+from benchmarks.training_case import random_batch, run_config
+
+if TYPE_CHECKING:
+    from segclip.trainer.config import RunConfig
+
+BLOCKED, RESUME = 0.3, 30.0
+WORDS, SAMPLES = 32, 2
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="saves of either way (default: 3)")
+    parser.add_argument("--resume", metavar="FOLDER", help="(internal) resume from this run and make a step")
+    given = parser.parse_args()
+    if given.resume:
+        resume(Path(given.resume), given.quick)
+        return
+    figures: dict[str, Figure] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        size, seconds = save(Path(folder), given.quick, given.rounds)
+        waiting, first, blocked = (
+            statistics.median(seconds[name]) for name in ("waiting", "first", "blocked")
+        )
+        ratio = blocked / waiting
+        figures["checkpoint"] = Figure(size / 2**30, "GiB")
+        figures["training waits for the disk"] = Figure(waiting, "s")
+        figures["in the background: blocked"] = Figure(blocked, "s")
+        figures["in the background: blocked by the first"] = Figure(first, "s")
+        figures["in the background: until it is there"] = Figure(statistics.median(seconds["total"]), "s")
+        figures["blocked / waiting for the disk"] = Figure(
+            ratio,
+            "",
+            BLOCKED,
+            ratio <= BLOCKED,
+            f"{min(seconds['blocked']):.2f}-{max(seconds['blocked']):.2f} s",
+        )
+        command = [sys.executable, "-m", "benchmarks.checkpointing", "--resume", folder]
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [*command, *(["--quick"] if given.quick else [])],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != "MASTER_PORT"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        took = time.perf_counter() - begin
+        if done.returncode != 0:
+            raise RuntimeError(f"the resumed run failed: {done.stderr}")
+        figures["start of a process to its first step"] = Figure(
+            took, "s", RESUME, took <= RESUME, done.stdout.strip().splitlines()[-1]
+        )
+    print_figures("Checkpoints", figures)
+    write_report(given.json, figures)
+
+
+def save(folder: Path, quick: bool, rounds: int) -> tuple[int, dict[str, list[float]]]:
+    """Bytes of a checkpoint, and seconds: ``waiting``, ``first``, ``blocked`` and ``total``."""
+    from segclip.trainer.checkpoint import CheckpointConfig
+    from segclip.trainer.checkpoint_writer import CheckpointWriter
+    from segclip.trainer.distributed import start
+    from segclip.trainer.engine import build_engine
+    from segclip.trainer.step import train_step
+    from segclip.trainer.train_state import TrainState
+
+    ranks, config = start(), _config(quick)
+    engine = build_engine(config, ranks)
+    train_step(engine, random_batch(config, SAMPLES, 0), 0, config.loss)
+    seconds: dict[str, list[float]] = {name: [] for name in ("waiting", "first", "blocked", "total")}
+    writers = {
+        name: CheckpointWriter(
+            engine, CheckpointConfig(keep_last=1, background=background), folder, "", ranks
+        )
+        for name, background in (("waiting", False), ("blocked", True))
+    }
+    step = 0
+    for turn in range(rounds + 1):
+        for name, writer in writers.items():
+            step += 1
+            begin = time.perf_counter()
+            writer.save(TrainState(step, 0, SAMPLES, None, None))
+            took = time.perf_counter() - begin
+            writer.wait(last=True)
+            if turn == 0:
+                seconds["first"] += [took] if name == "blocked" else []
+                continue
+            seconds[name].append(took)
+            if name == "blocked":
+                seconds["total"].append(time.perf_counter() - begin)
+    (newest,) = (folder / "checkpoints").glob("step-*")
+    return sum(path.stat().st_size for path in newest.iterdir()), seconds
+
+
+def resume(folder: Path, quick: bool) -> None:
+    """Load the newest checkpoint, make a step, and print what took how long."""
+    begin = time.perf_counter()
+    from segclip.trainer.checkpoint import load_checkpoint, newest_intact
+    from segclip.trainer.distributed import start
+    from segclip.trainer.engine import build_engine
+    from segclip.trainer.step import train_step
+
+    ranks, config = start(), _config(quick)
+    marks = {"imports": time.perf_counter()}
+    latest = newest_intact(folder, ranks)
+    assert latest is not None
+    marks["verified"] = time.perf_counter()
+    engine = build_engine(config, ranks, resuming=True)
+    marks["built"] = time.perf_counter()
+    load_checkpoint(engine, latest, ranks)
+    marks["loaded"] = time.perf_counter()
+    train_step(engine, random_batch(config, SAMPLES, 0), 0, config.loss)
+    marks["first step"] = time.perf_counter()
+    told = []
+    for name, mark in marks.items():
+        told.append(f"{name} {mark - begin:.1f}")
+        begin = mark
+    print(", ".join(told))
+
+
+def _config(quick: bool) -> RunConfig:
+    from segclip.models.config import ModelConfig
+    from segclip.models.sizes import SIZES
+
+    model = ModelConfig(**SIZES["quickstart" if quick else "vit_b16"])
+    return run_config(model, SAMPLES, words=16 if quick else WORDS, stage=1)
+
+
+if __name__ == "__main__":
+    main()
