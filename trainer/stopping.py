@@ -41,6 +41,7 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,11 +68,13 @@ class Stopping:
         doing("the all-reduce that agrees on going on with the next step")
         verdict = torch.tensor([problem is not None, self._asked], dtype=torch.int32)
         dist.all_reduce(verdict, dist.ReduceOp.MAX, group=self._group)
+        # torch raises an error wherever the main thread is when a worker has died; at its queue is soon enough.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         failed, asked = verdict.tolist()
+        if asked:  # first: who ends a job signals the workers too, whose data is missed then
+            raise StopAsked(f"asked to stop by {signal.Signals(asked).name}")
         if failed:
             self._raise(problem)
-        if asked:
-            raise StopAsked(f"asked to stop by {signal.Signals(asked).name}")
         return batch  # type: ignore[return-value]
 
     def _raise(self, problem: Exception | None) -> None:
