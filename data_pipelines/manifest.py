@@ -74,13 +74,19 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """A manifest from its bytes.
 
     Raises:
-        ValueError: no manifest, or one that names no shards or one shard twice.
+        ValueError: no manifest, one of a newer version, or one that names no shards or one shard twice.
     """
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
+        known = Manifest.model_fields["version"].default
+        if place == "version" and type(first["input"]) is int and first["input"] > known:
+            raise ValueError(
+                f"{where}: version = {first['input']}, and this version of segclip knows manifests up to {known}: "
+                "update segclip"
+            ) from error
         raise ValueError(f"{where} is not a valid manifest: {place}: {first['msg']}") from error
     if not manifest.shards:
         raise ValueError(f"{where} names zero shards: build a shard set first (segclip-shards scenes ...)")

@@ -115,7 +115,8 @@ def test_verify_says_what_it_cannot_know(copy: Path, caplog: pytest.LogCaptureFi
     ("change", "message"),
     [
         ({"shards": []}, "names zero shards"),
-        ({"version": 2}, "not a valid manifest: version"),
+        ({"version": 2}, "version = 2, and this version of segclip knows manifests up to 1: update segclip"),
+        ({"version": "2"}, "not a valid manifest: version"),
         ({"extra": 1}, "not a valid manifest: extra"),
         ({"shards": [{"path": "../a.tar", "bytes": 1, "count": 1, "sha256": "0" * 64}]}, "manifest"),
         (
