@@ -7,10 +7,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segclip.data_pipelines.credentials import check_no_credentials
 from segclip.data_pipelines.order import EpochEnd
 from segclip.data_pipelines.superpixels import PatchLabelRule, SuperpixelMethod
 
-__all__ = ["CaptionParts", "DataConfig", "SourceConfig", "StoreConfig", "SuperpixelConfig"]
+__all__ = ["CREDENTIALS", "CaptionParts", "DataConfig", "SourceConfig", "StoreConfig", "SuperpixelConfig"]
+
+CREDENTIALS = (
+    "credentials come from the environment (such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_KEY), never from a "
+    "URL"
+)
+"""Where a store's credentials come from."""
 
 
 class SuperpixelConfig(SuperpixelMethod):
@@ -97,7 +104,8 @@ class SourceConfig(BaseModel):
 class DataConfig(BaseModel):
     """Where the samples come from and what is done to them on the way to the network."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Values may be secrets that stand where they should not.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     shards: str | None = Field(
         default=None, description="URL or path of a folder of shards with its manifest.json."
@@ -170,6 +178,13 @@ class DataConfig(BaseModel):
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
                 limit = " <= 1" if name == "crop_scale" else ""
                 raise ValueError(f"data.{name} is [{low:g}, {high:g}]: needs 0 < smallest <= largest{limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> DataConfig:
+        # Of a whole section, so that no message repeats the value of the field.
+        for url in (self.shards, *(source.shards for source in self.sources)):
+            check_no_credentials(url or "", CREDENTIALS)
         return self
 
     @model_validator(mode="after")

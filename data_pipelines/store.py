@@ -28,8 +28,9 @@ import obstore.store
 
 from segclip.data_pipelines.aws_profile import aws_profile, has_credentials
 from segclip.data_pipelines.buffers import read_file
-from segclip.data_pipelines.config import StoreConfig
+from segclip.data_pipelines.config import CREDENTIALS, StoreConfig
 from segclip.data_pipelines.counters import Counters
+from segclip.data_pipelines.credentials import check_no_credentials
 from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.pipes import PipeReader, check_pipe
 from segclip.data_pipelines.ranges import ObjectReader, RangedReader, reading_options, recognise
@@ -90,17 +91,12 @@ def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator:
         return Path(url).expanduser().absolute().as_uri()
+    check_no_credentials(url, CREDENTIALS)
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} of {url!r} is not supported: use one of {', '.join(SCHEMES)}")
     if scheme == "file" and urlsplit(url).netloc not in ("", "localhost"):
         # file://relative/path would silently drop its first part.
         raise ValueError(f"{url!r} names a host: write file:///absolute/path with three slashes")
-    parts = urlsplit(url)
-    if scheme != "file" and ("@" in parts.netloc or parts.query or parts.fragment):
-        raise ValueError(
-            f"a URL at {scheme}://{parts.hostname or ''} holds a user, a password or a query: credentials come from "
-            "the environment (such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_KEY), never from a URL"
-        )
     return url.rstrip("/")
 
 

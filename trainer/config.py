@@ -111,7 +111,8 @@ class EvaluationConfig(BaseModel):
 class RunConfig(BaseModel):
     """A whole run. Each section is documented where the component it configures lives."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Values may be secrets that stand where they should not.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str = Field(min_length=1, description="Name of the run in MLflow and in the progress line.")
     run_dir: str = Field(
@@ -166,7 +167,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
+from segclip.data_pipelines.credentials import without_credentials
 from segclip.trainer.config import RunConfig
 from segclip.trainer.tracking import TrackingConfig, tracking_uri
 
@@ -222,7 +223,7 @@ def _mlflow(config: TrackingConfig, run_dir: str) -> Finding:
         return Finding("MLflow", "ok", "off (tracking.enabled=false)")
     uri = tracking_uri(config, run_dir)
     parts = urlsplit(uri)
-    shown = uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
+    shown = without_credentials(uri)
     if parts.scheme not in ("http", "https"):
         return Finding("MLflow", "ok", f"{shown}, a store without a server")
     try:

@@ -139,6 +139,7 @@ def _memory(arguments: argparse.Namespace) -> int:
 def _send_records(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from segclip.data_pipelines.credentials import without_credentials
     from segclip.trainer.config import load_run_config
     from segclip.trainer.spool import Spool
     from segclip.trainer.tracking import Tracker, tracking_uri
@@ -148,7 +149,9 @@ def _send_records(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{folder} holds no records for MLflow: give the folder of a run that recorded some")
     config = load_run_config(folder / "config.yaml")
     waiting = Spool(folder / "mlflow").waiting()
-    print(f"{waiting} records wait for {tracking_uri(config.tracking, folder)}", flush=True)
+    print(
+        f"{waiting} records wait for {without_credentials(tracking_uri(config.tracking, folder))}", flush=True
+    )
     if not waiting:
         return 0
     tracker = Tracker(config.tracking, folder, config.name, training=False)

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segclip.data_pipelines.credentials import check_no_credentials, without_credentials
 from segclip.trainer.spool import Spool
 
 __all__ = ["Tracker", "TrackingConfig", "tracking_uri"]
@@ -32,7 +33,8 @@ MOST_ATTEMPTS = 20
 class TrackingConfig(BaseModel):
     """Where the run is recorded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Values may be secrets that stand where they should not.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     enabled: bool = Field(True, description="Record the run in MLflow.")
     experiment: str = Field(
@@ -46,6 +48,16 @@ class TrackingConfig(BaseModel):
         True, description="Record use of processor, memory, disk, network and GPUs of the first host, too."
     )
     flush_seconds: float = Field(60.0, gt=0, description="Longest wait for the server at the end of the run.")
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        # Of the whole section, so that no message repeats the value of the field.
+        remedy = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI, in the "
+            "environment, which is recorded nowhere"
+        )
+        check_no_credentials(self.uri or "", remedy)
+        return self
 
 
 def tracking_uri(config: TrackingConfig, run_dir: str | Path) -> str:
@@ -310,4 +322,5 @@ def _now() -> int:
 
 
 def one_line_of(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """What an error says; MLflow's repeat the server's URL."""
+    return without_credentials(" ".join(str(error).split()))[:200]

@@ -55,6 +55,22 @@ def test_sources_that_do_not_go_together(values: dict[str, object], message: str
         DataConfig.model_validate(values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shards": "s3://key:hidden@bucket/set"},
+        {"sources": [source("a"), {"name": "b", "shards": "https://x/y?X-Amz-Signature=hidden"}]},
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="never from a URL") as caught:
+        DataConfig.model_validate(values)
+    assert "hidden" not in str(caught.value)
+    assert (
+        DataConfig(shards="pipe:curl https://me@x/{}", allow_pipe=True).shards == "pipe:curl https://me@x/{}"
+    )
+
+
 def test_a_single_set_is_named_after_its_folder() -> None:
     (only,) = DataConfig(shards="s3://bucket/my set/").named_sources
     assert (only.name, only.shards, only.weight) == ("my_set", "s3://bucket/my set/", None)

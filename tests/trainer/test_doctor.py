@@ -116,11 +116,13 @@ def test_a_server_that_answers(shards: Path, tmp_path: Path, server: str) -> Non
     assert statuses(changed(shards, tmp_path, f"tracking.uri={server}"))["MLflow"] == "ok"
 
 
-def test_a_server_that_is_down_is_a_warning_without_its_password(shards: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_a_warning_without_its_password(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        uri = f"http://me:secret@127.0.0.1:{unused.getsockname()[1]}"
-        found = list(check_configuration(changed(shards, tmp_path, f"tracking.uri={uri}")))[-1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{unused.getsockname()[1]}")
+        found = list(check_configuration(changed(shards, tmp_path)))[-1]
     assert (found.name, found.status) == ("MLflow", "warning")
     assert "does not answer" in found.text
     assert "secret" not in found.text
