@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segclip.trainer.safe_pickles import check_pickles
+
 __all__ = ["full_state"]
 
 
 def full_state(checkpoint: Path, stage: int) -> dict[str, Tensor]:
-    """Float32 weights of every parameter, joined from the shards of all ranks."""
+    """Float32 weights of every parameter, joined from the shards of all ranks.
+
+    Raises:
+        ValueError: a file would run code.
+    """
+    check_pickles(checkpoint)
     state: dict[str, Tensor] = {}
     if stage < 3:
         # Whole on every rank. Below stage 2 the shards know nothing of frozen parameters.

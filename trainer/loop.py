@@ -33,7 +33,10 @@ from segclip.trainer.other_ranks import written_by_others
 from segclip.trainer.precision import resolve_precision
 from segclip.trainer.prefetch import on_device, pinned
 from segclip.trainer.progress import ProgressLine, summary_table
+from segclip.trainer.reconfigured import keep_settings
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
+from segclip.trainer.run_lock import hold_run_folder
+from segclip.trainer.safe_pickles import check_pickles
 from segclip.trainer.scoring import check_evaluation, score_entry, score_export, score_training
 from segclip.trainer.step import StepResult, train_step
 from segclip.trainer.stopping import StopAsked, Stopping
@@ -59,9 +62,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     run_dir = Path(config.run_dir)
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
+    agreed(ranks, lambda: hold_run_folder(run_dir) if ranks.is_first else None)
     latest = newest_intact(run_dir, ranks)
-    if latest is not None:
-        agreed(ranks, lambda: check_resumable(config, latest))
+    changes = agreed(ranks, lambda: [] if latest is None else check_resumable(config, latest))
     agreed(ranks, lambda: check_evaluation(config.evaluation))
     _, micro_batch = agreed(
         ranks, lambda: batch_sizes(config.train.global_batch, ranks.world_size, config.train.micro_batch)
@@ -73,11 +76,13 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     data = describe_data(stream.sets)
     if latest is not None:
         agreed(ranks, lambda: check_same_data(read_state(latest).data, data, latest))
+        agreed(ranks, lambda: check_pickles(latest) if ranks.is_first else None)
     regroups = agreed(ranks, lambda: latest is not None and written_by_others(latest, ranks.world_size))
     engine = agreed(
         ranks, lambda: build_engine(config, ranks, resuming=latest is not None, other_ranks=regroups)
     )
-    state = load_checkpoint(engine, latest, ranks) if latest is not None else None
+    with keep_settings(engine):
+        state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
 
     tracker = None
@@ -87,7 +92,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             tracker = Tracker(config.tracking, run_dir, config.name, state.mlflow_run_id if state else None)
             tracker.parameters({**flatten(config.model_dump(mode="json")), "world_size": ranks.world_size})
             tracker.artifact(run_dir / "config.yaml")
-    _announce(config, ranks, engine, latest, first_step, micro_batch)
+    _announce(config, ranks, engine, latest, first_step, micro_batch, changes)
 
     status = "FAILED"
     try:
@@ -267,7 +272,13 @@ def _memory(ranks: Ranks) -> dict[str, float]:
 
 
 def _announce(
-    config: RunConfig, ranks: Ranks, engine: Any, latest: Path | None, first_step: int, micro_batch: int
+    config: RunConfig,
+    ranks: Ranks,
+    engine: Any,
+    latest: Path | None,
+    first_step: int,
+    micro_batch: int,
+    changes: list[str],
 ) -> None:
     if not ranks.is_first:
         return
@@ -283,6 +294,8 @@ def _announce(
     )
     if latest is not None:
         print(f"resuming from {latest} after step {first_step}", flush=True)
+        for change in changes:
+            print(f"changed since step {first_step}: {change}", flush=True)
         if first_step == config.train.steps:
             print(
                 f"all {first_step} steps are made: nothing is trained, only exported and scored; "

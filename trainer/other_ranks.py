@@ -30,14 +30,13 @@ from torch import Tensor
 
 from segclip.trainer.distributed import Ranks, agreed, on_first
 from segclip.trainer.full_state import full_state
+from segclip.trainer.reconfigured import settings_of
 
 __all__ = ["check_stage", "count_pieces", "load_for_other_ranks", "remove_joined", "written_by_others"]
 
 # Not the name of a checkpoint, so never taken for one.
 JOINED = ".joined"
 NOT_OPTIMISED = "not_optimised.safetensors"
-# How a step is computed on a device, not what it is.
-IMPLEMENTATION = ("foreach", "fused", "capturable")
 
 
 def written_by_others(checkpoint: Path, world_size: int) -> bool:
@@ -55,7 +54,7 @@ def load_for_other_ranks(engine: Any, checkpoint: Path, ranks: Ranks) -> None:
 
     Args:
         engine: built for a checkpoint of other ranks.
-        checkpoint: its checksums have been verified: DeepSpeed unpickles these files, which may run code.
+        checkpoint: its files have been looked through (``check_pickles``): DeepSpeed unpickles them.
 
     Raises:
         RankError: no room on the disk, or too many ranks for the smallest parameter group.
@@ -75,9 +74,10 @@ def load_for_other_ranks(engine: Any, checkpoint: Path, ranks: Ranks) -> None:
     on_first(ranks, join)
 
     def load() -> None:
-        own = [{key: group.get(key) for key in IMPLEMENTATION} for group in engine.optimizer.param_groups]
+        settings = settings_of(engine)
         engine.load_checkpoint(str(root), tag=joined.name)
-        _restore_groups(engine, joined, own)
+        for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         _restore_counts(engine)
         _load_the_rest(engine, joined, stage)
 
@@ -145,15 +145,6 @@ def _join(checkpoint: Path, joined: Path, stage: int, optimised: set[str]) -> No
         whole = full_state(checkpoint, stage)
     rest = {name: value.contiguous() for name, value in whole.items() if name not in optimised}
     save_file(rest, joined / NOT_OPTIMISED)
-
-
-def _restore_groups(engine: Any, joined: Path, own: list[dict[str, Any]]) -> None:
-    """Settings of each group as the checkpoint has them, as in a load by the same number of ranks."""
-    saved = torch.load(joined / "zero" / "optimizer_state.pt", map_location="cpu", weights_only=False)
-    for group, before, implementation in zip(
-        engine.optimizer.param_groups, saved["param_groups"], own, strict=True
-    ):
-        group.update({key: value for key, value in before.items() if key != "params"} | implementation)
 
 
 def _restore_counts(engine: Any) -> None:
