@@ -15,9 +15,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 SCHEMES = ("file", "s3", "gs", "az", "https", "http")
+# A large file is sent in at most 10,000 parts, side by side.
+PART_BYTES = 8 << 20
+MOST_PARTS = 9000
 # Of writing and listing, which obstore itself retries: a whole request, body included.
 REQUEST_TIMEOUT = timedelta(seconds=120)
 WRITE_RETRIES = 6
@@ -67,10 +71,11 @@ _client_pid: int | None = None
 
 @dataclass(frozen=True)
 class Entry:
-    """An object of a store: its path below the store's URL and its size."""
+    """An object of a store: its path below the store's URL, its size, and when it was written."""
 
     path: str
     size: int
+    modified: datetime | None = field(default=None, compare=False)
 
 
 def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
@@ -152,13 +157,34 @@ class Store:
         self._refuse_pipe()
         self._call(lambda: obstore.put(self.client, path, content), path)
 
-    def list(self) -> Iterator[Entry]:
-        """All objects below the URL, sorted by path."""
+    def put_file(self, path: str, file: Path) -> None:
+        """Write an object from a file of any size; it is there as a whole or not at all."""
         self._refuse_pipe()
-        listed = self._call(lambda: [each for part in obstore.list(self.client) for each in part], "")
-        yield from sorted(
-            (Entry(each["path"], each["size"]) for each in listed), key=lambda entry: entry.path
-        )
+        size = max(PART_BYTES, file.stat().st_size // MOST_PARTS)
+        self._call(lambda: obstore.put(self.client, path, file, chunk_size=size), path)
+
+    def pieces(self, path: str, size: int, piece: int = 32 << 20) -> Iterator[memoryview]:
+        """An object of ``size`` bytes, piece by piece, for what is larger than memory."""
+        self._refuse_pipe()
+        for start in range(0, size, piece):
+            length = min(piece, size - start)
+            yield memoryview(self._call(partial(self._piece, path, start, length), path))
+
+    def _piece(self, path: str, start: int, length: int) -> obstore.Bytes:
+        return obstore.get_range(self.client, path, start=start, length=length)
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects."""
+        self._refuse_pipe()
+        if paths:
+            self._call(lambda: obstore.delete(self.client, [*paths]), "")
+
+    def list(self, folder: str | None = None) -> Iterator[Entry]:
+        """All objects below the URL, or below a folder there, sorted by path."""
+        self._refuse_pipe()
+        listed = self._call(lambda: [each for part in obstore.list(self.client, folder) for each in part], "")
+        entries = (Entry(each["path"], each["size"], each["last_modified"]) for each in listed)
+        yield from sorted(entries, key=lambda entry: entry.path)
 
     def list_if_allowed(self) -> tuple[Entry, ...] | None:
         """``list``, or None where the store has no lists (HTTP, pipes) or does not allow them."""
