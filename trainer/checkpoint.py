@@ -9,14 +9,16 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from segclip.console import one_line
+from segclip.data_pipelines.store import normalise_url
 from segclip.trainer.distributed import RankError, Ranks, agreed, broadcast
 from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
+from segclip.trainer.retention import Retention
 from segclip.trainer.train_state import STATE, TrainState, read_state
 
 __all__ = [
@@ -37,22 +39,34 @@ DAMAGED = ".damaged-"
 STEP_NAME = re.compile(r"step-(\d{8})")
 
 
-class CheckpointConfig(BaseModel):
-    """When to save and how much to keep."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CheckpointConfig(Retention):
+    """When to save, how much to keep, and where else."""
 
     every: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
-    keep_last: int = Field(
-        2,
-        ge=1,
-        description="Older checkpoints than these, but the best by mean IoU, are deleted after a newer one is whole.",
+    upload: str | None = Field(
+        None,
+        description="URL in an object store that gets a copy of every checkpoint, by the same rules of what is kept, "
+        "and from which the run goes on where its folder has none as new; null makes no copies.",
     )
     background: bool = Field(
         True,
         description="Copy what is to be saved into host memory (of each rank: its weights, float32 copies and moments) "
         "and write it while training goes on; false makes training wait for the disk instead.",
     )
+
+    # Of the section, so that no message shows the value: it may hold a password by mistake.
+    @model_validator(mode="after")
+    def _may_be_written_to(self) -> Self:
+        if self.upload is not None:
+            if self.upload.startswith(("http:", "https:", "pipe:")):
+                raise ValueError(
+                    "checkpoint.upload must be a URL that can be written to: s3://, gs://, az:// or file://"
+                )
+            try:
+                normalise_url(self.upload)
+            except ValueError as error:
+                raise ValueError(f"checkpoint.upload: {error}") from error
+        return self
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:

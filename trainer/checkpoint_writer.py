@@ -26,8 +26,11 @@ import torch.distributed as dist
 
 from segclip.console import UserError
 from segclip.trainer.checkpoint import CHECKSUMS, WRITING, CheckpointConfig, checkpoint_folder, complete
+from segclip.trainer.checkpoint_upload import Uploads
 from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
 from segclip.trainer.faults import fail_at
+from segclip.trainer.resuming import step_of
+from segclip.trainer.retention import superfluous
 from segclip.trainer.train_state import STATE, TrainState
 from segclip.trainer.watch import doing
 
@@ -72,12 +75,18 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, engine: Any, config: CheckpointConfig, run_dir: str | Path, config_yaml: str, ranks: Ranks
+        self,
+        engine: Any,
+        config: CheckpointConfig,
+        run_dir: str | Path,
+        config_yaml: str,
+        ranks: Ranks,
+        uploads: Uploads,
     ) -> None:
         from segclip.trainer.checkpoint_staging import StagingEngine
 
         self._engine, self._config, self._ranks, self._config_yaml = engine, config, ranks, config_yaml
-        self._root = checkpoint_folder(run_dir)
+        self._root, self._uploads = checkpoint_folder(run_dir), uploads
         # Its own: the main thread's collectives go on meanwhile.
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         self._staging = StagingEngine(pin=ranks.device.type == "cuda")
@@ -198,7 +207,7 @@ class CheckpointWriter:
         os.rename(writing, final)
         _flush_folder(root)
         fail_at("publish pointer", step)
-        best = None if state.best is None else f"step-{state.best.step:08d}"
+        best = f"step-{state.best.step:08d}" if state.best is not None and self._config.keep_best else None
         for name, folder in (("latest", final.name), ("best", best)):
             if folder is not None:
                 _write_flushed(root / f"{name}.new", folder + "\n")
@@ -207,9 +216,10 @@ class CheckpointWriter:
         _flush_folder(root)
         fail_at("publish prune", step)
         shutil.rmtree(root / f"{WRITING}replaced-{final.name}", ignore_errors=True)
-        for old in complete(root)[: -self._config.keep_last]:
-            if old.name != best:
-                shutil.rmtree(old)
+        folders = {step_of(folder): folder for folder in complete(root)}
+        old = superfluous(folders, None if state.best is None else state.best.step, self._config)
+        self._uploads.delete(folders[step] for step in old)
+        self._uploads.begin()
         fail_at("publish done", step)
 
 

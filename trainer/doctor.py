@@ -173,7 +173,10 @@ def _disk(config: RunConfig) -> Finding:
     counts = count_parameters(config)
     # Moments and float32 weights of what trains, and the network's own weights, in float32 at most.
     checkpoint = 12 * counts.trained + 4 * (counts.trained + counts.frozen)
-    number = config.checkpoint.keep_last + (2 if config.evaluation.every else 1)  # the best one is kept too
+    kept = config.checkpoint
+    number = kept.keep_last + (2 if config.evaluation.every and kept.keep_best else 1)
+    if kept.keep_every:
+        number += config.train.steps // max(kept.keep_every, kept.every)
     needed = checkpoint * number
     free = shutil.disk_usage(folder).free
     text = f"{_size(free)} free at {folder}; {number} checkpoints take at most {_size(needed)}"

@@ -19,6 +19,7 @@ from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
 from segclip.trainer.checkpoint import find_latest, load_checkpoint, newest_intact
+from segclip.trainer.checkpoint_upload import Uploads, restored
 from segclip.trainer.checkpoint_writer import CheckpointWriter
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
@@ -63,7 +64,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
     agreed(ranks, lambda: hold_run_folder(run_dir) if ranks.is_first else None)
-    latest = newest_intact(run_dir, ranks)
+    latest = restored(config, newest_intact(run_dir, ranks), ranks)
     changes = agreed(ranks, lambda: [] if latest is None else check_resumable(config, latest))
     agreed(ranks, lambda: check_evaluation(config.evaluation))
     _, micro_batch = agreed(
@@ -97,15 +98,28 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     status = "FAILED"
     try:
         begin = time.perf_counter()
+        uploads = Uploads(config)
         with Stopping(ranks) as stopping:
             _run_steps(
-                config, ranks, engine, stream, state, tracker, config_yaml, data, micro_batch, stopping
+                config,
+                ranks,
+                engine,
+                stream,
+                state,
+                tracker,
+                config_yaml,
+                data,
+                micro_batch,
+                stopping,
+                uploads,
             )
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
         speed = {"seconds": seconds, "samples_per_second": samples / seconds} if samples else {}
         _conclude(config, ranks, speed, tracker)
+        if config.checkpoint.upload is not None:
+            on_first(ranks, uploads.finish)
         status = "FINISHED"
     except StopAsked:
         status = "KILLED"
@@ -168,6 +182,7 @@ def _run_steps(
     data: dict[str, Any],
     micro_batch: int,
     stopping: Stopping,
+    uploads: Uploads,
 ) -> None:
     steps = config.train.steps
     first_step = state.step if state is not None else 0
@@ -180,7 +195,7 @@ def _run_steps(
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned
     batches = provide(stream, engine.device)
-    writer = CheckpointWriter(engine, config.checkpoint, config.run_dir, config_yaml, ranks)
+    writer = CheckpointWriter(engine, config.checkpoint, config.run_dir, config_yaml, ranks, uploads)
 
     def save(step: int) -> None:
         run_id = broadcast(tracker.run_id if tracker is not None else None)
@@ -200,6 +215,8 @@ def _run_steps(
             if saved < step - 1:
                 save(step - 1)
             writer.wait(last=True)
+            if config.checkpoint.upload is not None:
+                on_first(ranks, uploads.wait)
             raise
         waited += time.perf_counter() - begin
         result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)
@@ -234,7 +251,8 @@ def _run_steps(
             improved = best is None or miou > best.miou
             best = Best(step, miou) if improved else best
             line.pause(time.perf_counter() - begin)
-        if step % config.checkpoint.every == 0 or step == steps or (best is not None and best.step == step):
+        is_best = config.checkpoint.keep_best and best is not None and best.step == step
+        if step % config.checkpoint.every == 0 or step == steps or is_best:
             save(step)
             saved = step
     writer.wait(last=True)

@@ -1,0 +1,353 @@
+"""Copies of a run's checkpoints in an object store, whole or absent there too.
+
+Below a URL lies ``step-00001234/`` with the files of that checkpoint. Its list ``checksums.json`` is written last and
+deleted first: without it nothing is a checkpoint. While files are sent, the same list lies there as ``uploading.json``:
+an upload that was cut short goes on where it stopped if it is of the same bytes, and starts anew otherwise.
+
+The client's threads would not survive the forks of data workers: while training, call this through
+``segclip.trainer.checkpoint_upload``, which does it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from segclip.console import UserError
+from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
+from segclip.data_pipelines.store import Entry, Store, local_path, open_store
+from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete
+from segclip.trainer.faults import fail_at
+from segclip.trainer.retention import Retention, superfluous
+from segclip.trainer.train_state import STATE, read_state
+
+__all__ = [
+    "DamagedError",
+    "OtherRunError",
+    "Stored",
+    "checksums_of",
+    "damaged_files",
+    "fetch",
+    "newest",
+    "send",
+    "stored",
+    "upload",
+]
+
+UNFINISHED = "uploading.json"
+FETCHING = f"{WRITING}fetched-"
+# Files fetched or hashed side by side: those of several ranks.
+STREAMS = 4
+
+
+class DamagedError(UserError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+class OtherRunError(UserError):
+    """A place that holds the checkpoints of another run."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What lies below ``step-XXXXXXXX/`` of a store."""
+
+    step: int
+    entries: dict[str, Entry]
+    """By name within the folder."""
+
+    @property
+    def name(self) -> str:
+        return f"step-{self.step:08d}"
+
+    @property
+    def is_complete(self) -> bool:
+        return CHECKSUMS in self.entries
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.entries.values())
+
+
+def stored(store: Store, folder: str | None = None) -> list[Stored]:
+    """All checkpoints of a store, torn ones too, oldest first; or the one in a folder, if it is there."""
+    found: dict[int, dict[str, Entry]] = {}
+    for entry in store.list(folder):
+        place, _, name = entry.path.partition("/")
+        step = STEP_NAME.fullmatch(place)
+        if step is not None and name:
+            found.setdefault(int(step[1]), {})[name] = entry
+    return [Stored(step, found[step]) for step in sorted(found)]
+
+
+def newest(url: str) -> str | None:
+    """Name of the newest complete checkpoint at a URL, such as ``step-00001234``, or None.
+
+    Raises:
+        ValueError: the store is out of reach, or the URL is bad.
+    """
+    names = [each.name for each in stored(open_store(url, create=True)) if each.is_complete]
+    return names[-1] if names else None
+
+
+def upload(folder: Path, url: str) -> int:
+    """Copy one published checkpoint to ``url``; what is there already of the same bytes is not sent again.
+
+    Returns:
+        Bytes sent.
+
+    Raises:
+        ValueError: the store is out of reach or refuses, or the URL is bad.
+        OSError: a file cannot be read.
+    """
+    store = open_store(url, create=True)
+    name, step = folder.name, int(folder.name.removeprefix("step-"))
+    content = (folder / CHECKSUMS).read_bytes()
+    manifest, unfinished = f"{name}/{CHECKSUMS}", f"{name}/{UNFINISHED}"
+    there = {entry.path: entry.size for entry in store.list(name)}
+
+    def has_list(path: str) -> bool:
+        return there.get(path) == len(content) and bytes(store.get(path)) == content
+
+    if has_list(manifest):
+        store.delete([path for path in [unfinished] if path in there])
+        return 0
+    if manifest in there:
+        # Of steps that are made again: from here on it is no checkpoint.
+        store.delete([manifest])
+    if not has_list(unfinished):
+        store.delete([path for path in there if path != manifest])
+        store.put(unfinished, content)
+        there = {}
+    sent = 0
+    for file in sorted(json.loads(content)):
+        path, size = f"{name}/{file}", (folder / file).stat().st_size
+        if there.get(path) != size:
+            store.put_file(path, folder / file)
+            sent += size
+            fail_at("upload file", step)
+    fail_at("upload manifest", step)
+    store.put(manifest, content)
+    fail_at("upload end", step)
+    store.delete([unfinished])
+    return sent
+
+
+def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None) -> dict[str, int]:
+    """Upload every checkpoint of a run that is not at ``url``, newest first; then delete there what ``rule`` keeps no
+    longer, and what is torn.
+
+    Args:
+        run_dir: folder of the run.
+        url: the store.
+        rule: what is kept there.
+        run: name of the run that checkpoints there must be of.
+
+    Returns:
+        Bytes sent, by name of the checkpoint; those that were there are left out.
+
+    Raises:
+        OtherRunError: they are another run's.
+        ValueError, OSError: as ``upload``.
+    """
+    _check_run(open_store(url, create=True), run)
+    root = checkpoint_folder(run_dir)
+    local = complete(root)
+    sent = {folder.name: upload(folder, url) for folder in reversed(local)}
+    store = open_store(url, create=True)
+    there = stored(store)
+    best = read_state(local[-1]).best if local else None
+    old = superfluous(
+        (each.step for each in there if each.is_complete), None if best is None else best.step, rule
+    )
+    for each in there:
+        if each.step in old or not each.is_complete:
+            _remove(store, each)
+    return {name: size for name, size in sent.items() if size}
+
+
+def fetch(url: str, run_dir: str | Path, after: int = -1, run: str | None = None) -> Path | None:
+    """Bring the newest intact checkpoint at ``url`` into a run's folder, as if it had been written there.
+
+    One whose bytes are not those that were uploaded is passed over for the one before.
+
+    Args:
+        url: the store.
+        run_dir: folder of the run.
+        after: only one of a later step than this.
+        run: name of the run that it must be of.
+
+    Returns:
+        The published folder, or None if there is none of a later step.
+
+    Raises:
+        DamagedError: all there are damaged.
+        OtherRunError: they are another run's.
+        UserError: no room on the disk.
+        ValueError: the store is out of reach.
+        OSError: it cannot be written.
+    """
+    store = open_store(url, create=True)
+    _check_run(store, run)
+    root = checkpoint_folder(run_dir)
+    problems = []
+    for each in reversed(stored(store)):
+        if not each.is_complete or each.step <= after:
+            continue
+        try:
+            return _fetch_one(store, each, root)
+        except DamagedError as error:
+            problems.append(str(error))
+    if problems:
+        raise DamagedError("; ".join(problems))
+    return None
+
+
+def checksums_of(store: Store, each: Stored) -> dict[str, str]:
+    """sha256 of every file of a complete checkpoint, by name.
+
+    Raises:
+        DamagedError: the list is no such list, or names something outside its folder.
+    """
+    where = f"{store.url}/{each.name}/{CHECKSUMS}"
+    try:
+        content = bytes(store.get(f"{each.name}/{CHECKSUMS}"))
+    except StoreError as error:
+        if error.cause not in OF_THE_SHARD:
+            raise
+        raise DamagedError(str(error)) from error
+    try:
+        sums = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(f"{where} is not JSON: {error}") from error
+    if not isinstance(sums, dict) or not {STATE, "config.yaml"} <= sums.keys():
+        raise DamagedError(f"{where} does not list the files of a checkpoint")
+    for name, digest in sums.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(digest, str):
+            raise DamagedError(f"{where} names {name!r}, which is no file of a checkpoint")
+    return sums
+
+
+def damaged_files(
+    store: Store, each: Stored, report: Callable[[int], None], into: Path | None = None
+) -> list[str]:
+    """What is wrong with a complete checkpoint, a line for each file that is missing or of other bytes.
+
+    Args:
+        store: where it lies.
+        each: the checkpoint.
+        report: told how many more bytes have been read.
+        into: a folder to write the files to on the way.
+
+    Raises:
+        ValueError: the store is out of reach.
+        OSError: a file cannot be written.
+    """
+    sums = checksums_of(store, each)
+
+    def look(name: str) -> str | None:
+        where = f"{store.url}/{each.name}/{name}"
+        if name not in each.entries:
+            return f"{where} is missing"
+        found = _read(store, each.entries[name], report, None if into is None else into / name)
+        if found == sums[name]:
+            return None
+        return f"{where} has sha256 {found[:12]}..., not {sums[name][:12]}... as when it was written"
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        return [line for line in pool.map(look, sorted(sums)) if line is not None]
+
+
+def _read(store: Store, entry: Entry, report: Callable[[int], None], into: Path | None) -> str:
+    """sha256 of an object, which is written to a file if there is one, and flushed."""
+    digest = hashlib.sha256()
+    if into is None:
+        for piece in store.pieces(entry.path, entry.size):
+            digest.update(piece)
+            report(len(piece))
+        return digest.hexdigest()
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with open(into, "wb") as file:
+        for piece in store.pieces(entry.path, entry.size):
+            digest.update(piece)
+            file.write(piece)
+            report(len(piece))
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _fetch_one(store: Store, each: Stored, root: Path) -> Path:
+    writing, final = root / f"{FETCHING}{each.name}", root / each.name
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(f"{FETCHING}*"):
+        shutil.rmtree(left)
+    free = shutil.disk_usage(root).free
+    if free < each.size:
+        raise UserError(
+            f"{root} has {free:,} bytes free, and {store.url}/{each.name} takes {each.size:,}: make room, or give a "
+            "run_dir on another disk"
+        )
+    print(f"fetching {store.url}/{each.name}: {each.size / 1e6:,.1f} MB", flush=True)
+    writing.mkdir()
+    problems = damaged_files(store, each, lambda count: None, writing)
+    if problems:
+        shutil.rmtree(writing)
+        raise DamagedError("; ".join(problems))
+    _write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
+    _flush_folder(writing)
+    if final.exists():  # torn
+        shutil.rmtree(final)
+    os.rename(writing, final)
+    _flush_folder(root)
+    return final
+
+
+def _check_run(store: Store, run: str | None) -> None:
+    """Refuse a place whose newest checkpoint is of a run of another name."""
+    known = [each for each in stored(store) if each.is_complete and "config.yaml" in each.entries]
+    if run is None or not known:
+        return
+    try:
+        found = yaml.safe_load(bytes(store.get(f"{known[-1].name}/config.yaml")))["name"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        return  # damaged: of whom cannot be told
+    if found != run:
+        raise OtherRunError(
+            f"{store.url} holds checkpoints of the run {found!r}, not of {run!r}: give checkpoint.upload a URL of this "
+            "run's own"
+        )
+
+
+def _remove(store: Store, each: Stored) -> None:
+    """Its list first: what is left if this is cut short is no checkpoint."""
+    if each.is_complete:
+        store.delete([each.entries[CHECKSUMS].path])
+    folder = local_path(store.url)
+    if folder is not None:
+        shutil.rmtree(folder / each.name)
+        return
+    store.delete([entry.path for name, entry in each.entries.items() if name != CHECKSUMS])
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

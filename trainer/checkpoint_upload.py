@@ -1,0 +1,189 @@
+"""Sending checkpoints to an object store while training, and bringing them back before it.
+
+Both happen in a process of their own: the client's threads do not survive the forks of data workers, and neither
+hashing nor sending then competes with the training loop for its interpreter.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from segclip.console import UserError, one_line
+from segclip.trainer import checkpoint_store
+from segclip.trainer.checkpoint import checkpoint_folder, complete
+from segclip.trainer.config import RunConfig
+from segclip.trainer.distributed import Ranks, broadcast, on_first
+from segclip.trainer.resuming import step_of
+from segclip.trainer.watch import doing
+
+__all__ = ["Uploads", "restored"]
+
+T = TypeVar("T")
+
+
+class Uploads:
+    """Copies of a run's checkpoints at ``checkpoint.upload``, made on a thread; for the first rank.
+
+    A failure is said and training goes on: the next checkpoint makes up for it. Checkpoints that are published while
+    one is being sent wait for it together, so that a slow store holds nothing up.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wanted = False
+        self._failure: str | None = "not tried yet"
+        self._reading: frozenset[Path] = frozenset()
+
+    def begin(self) -> None:
+        """A checkpoint has been published: upload what is not there yet, and delete old ones there."""
+        if self._config.checkpoint.upload is None:
+            return
+        with self._lock:
+            self._wanted = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+                self._thread.start()
+
+    def delete(self, folders: Iterable[Path]) -> None:
+        """Delete checkpoints, but not what is being sent: that goes with the next ones."""
+        with self._lock:
+            for folder in folders:
+                if folder not in self._reading:
+                    shutil.rmtree(folder)
+
+    def wait(self) -> None:
+        """Wait until all that is published has been sent, or could not be."""
+        thread = self._thread
+        if thread is not None:
+            doing("waiting for checkpoints to be uploaded")
+            thread.join()
+
+    def finish(self) -> None:
+        """Wait, and try once more what failed.
+
+        Raises:
+            UserError: that failed again.
+        """
+        self.wait()
+        if self._failure is not None:
+            self.begin()
+            self.wait()
+        if self._failure is not None:
+            raise UserError(
+                f"the run is complete, but not all of its checkpoints are at {self._config.checkpoint.upload}: "
+                f"{self._failure}. The same command tries again"
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._wanted:
+                    self._thread = None
+                    return
+                self._wanted = False
+                self._reading = frozenset(complete(checkpoint_folder(self._config.run_dir)))
+            self._send()
+            self._reading = frozenset()
+
+    def _send(self) -> None:
+        config, begin = self._config, time.perf_counter()
+        rule, url = config.checkpoint, config.checkpoint.upload
+        try:
+            sent = _apart(checkpoint_store.send, config.run_dir, url, rule, config.name)
+        except (ValueError, OSError, UserError) as error:
+            self._failure = one_line(error)
+            print(
+                f"warning: checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next "
+                "checkpoint tries again",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        self._failure = None
+        if sent:
+            seconds = time.perf_counter() - begin
+            names, size = ", ".join(sorted(sent)), sum(sent.values()) / 1e6
+            print(f"uploaded {names} to {url}: {size:,.1f} MB in {seconds:.1f} s", flush=True)
+
+
+def restored(config: RunConfig, local: Path | None, ranks: Ranks) -> Path | None:
+    """The newest intact checkpoint of a run's folder and of ``checkpoint.upload``, in the folder; called by every rank.
+
+    Args:
+        config: of the run.
+        local: the newest intact one in the folder, or None.
+        ranks: this process among all.
+
+    Raises:
+        RankError: the run's folder has none, and it cannot be told whether the store has one, or it cannot be brought
+            here: training would begin anew. Or the URL is another run's.
+    """
+    if config.checkpoint.upload is None:
+        return local
+    found: list[Path | None] = [None]
+
+    def bring() -> None:
+        found[0] = _fetch(config, local)
+
+    on_first(ranks, bring)
+    fetched: Path | None = broadcast(found[0])
+    return local if fetched is None else fetched
+
+
+def _fetch(config: RunConfig, local: Path | None) -> Path | None:
+    url, begin = config.checkpoint.upload, time.perf_counter()
+    after = -1 if local is None else step_of(local)
+    try:
+        found = _apart(checkpoint_store.fetch, url, config.run_dir, after, config.name)
+    except (checkpoint_store.DamagedError, OSError, ValueError) as error:
+        if local is None:
+            raise
+        print(
+            f"warning: {url} may have a newer checkpoint than {local.name}, but it cannot be had: {one_line(error)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
+    if found is not None:
+        print(f"fetched {found} in {time.perf_counter() - begin:.1f} s", flush=True)
+    return found
+
+
+def _apart(function: Callable[..., T], *arguments: object) -> T:
+    """The result of a function in another process, which ends when this one does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([checkpoint_store.__name__])
+    try:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_start) as pool:
+            return pool.submit(function, *arguments).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "its process was killed, most likely for want of memory or by the operating system"
+        ) from error
+
+
+def _start() -> None:
+    # They reach every process of a job; what they mean is for the training process to say.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
