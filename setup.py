@@ -83,6 +83,7 @@ setup(
             "segclip-eval = segclip.eval.run:main",
             "segclip-segment = segclip.eval.segment_cli:main",
             "segclip-export = segclip.trainer.export_cli:main",
+            "segclip-checkpoints = segclip.trainer.checkpoints_cli:main",
             "segclip-doctor = segclip.trainer.doctor_cli:main",
         ]
     },

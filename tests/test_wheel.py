@@ -94,6 +94,8 @@ print(load_protocol("scenes").name, segclip.load.__module__, segclip.__version__
     assert values == f"scenes segclip.models.checkpoint {version('segclip')}"
 
 
-@pytest.mark.parametrize("name", ["segclip-eval", "segclip-segment", "segclip-shards", "segclip-export"])
+@pytest.mark.parametrize(
+    "name", ["segclip-eval", "segclip-segment", "segclip-shards", "segclip-export", "segclip-checkpoints"]
+)
 def test_the_command_lines_start(binaries: Path, tmp_path: Path, name: str) -> None:
     assert clean_run(binaries / name, "--help", cwd=tmp_path).startswith(f"usage: {name}")
