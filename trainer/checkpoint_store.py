@@ -142,8 +142,8 @@ def upload(folder: Path, url: str) -> int:
 
 
 def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None) -> dict[str, int]:
-    """Upload every checkpoint of a run that is not at ``url``, newest first; then delete there what ``rule`` keeps no
-    longer, and what is torn.
+    """Upload the checkpoints of a run that ``rule`` keeps and that are not at ``url``, newest first; then delete there
+    what it keeps no longer, and what is torn.
 
     Args:
         run_dir: folder of the run.
@@ -161,13 +161,16 @@ def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None)
     _check_run(open_store(url, create=True), run)
     root = checkpoint_folder(run_dir)
     local = complete(root)
-    sent = {folder.name: upload(folder, url) for folder in reversed(local)}
+    best = read_state(local[-1]).best if local else None
+    best_step = None if best is None else best.step
+    own = {int(folder.name.removeprefix("step-")): folder for folder in local}
+    passed = superfluous(own, best_step, rule)
+    sent = {
+        own[step].name: upload(own[step], url) for step in sorted(own, reverse=True) if step not in passed
+    }
     store = open_store(url, create=True)
     there = stored(store)
-    best = read_state(local[-1]).best if local else None
-    old = superfluous(
-        (each.step for each in there if each.is_complete), None if best is None else best.step, rule
-    )
+    old = superfluous((each.step for each in there if each.is_complete), best_step, rule)
     for each in there:
         if each.step in old or not each.is_complete:
             _remove(store, each)

@@ -27,7 +27,7 @@ from segclip.trainer.distributed import Ranks, broadcast, on_first
 from segclip.trainer.resuming import step_of
 from segclip.trainer.watch import doing
 
-__all__ = ["Uploads", "restored"]
+__all__ = ["Uploads", "fetch_newer", "restored"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Uploads:
         self._wanted = False
         self._failure: str | None = "not tried yet"
         self._reading: frozenset[Path] = frozenset()
+        self._doomed: set[Path] = set()
 
     def begin(self) -> None:
         """A checkpoint has been published: upload what is not there yet, and delete old ones there."""
@@ -53,15 +54,18 @@ class Uploads:
             return
         with self._lock:
             self._wanted = True
+            self._reading |= self._published()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
                 self._thread.start()
 
     def delete(self, folders: Iterable[Path]) -> None:
-        """Delete checkpoints, but not what is being sent: that goes with the next ones."""
+        """Delete checkpoints, those that are being sent as soon as that is over."""
         with self._lock:
             for folder in folders:
-                if folder not in self._reading:
+                if folder in self._reading:
+                    self._doomed.add(folder)
+                else:
                     shutil.rmtree(folder)
 
     def wait(self) -> None:
@@ -91,12 +95,18 @@ class Uploads:
         while True:
             with self._lock:
                 if not self._wanted:
+                    self._reading = frozenset()
                     self._thread = None
                     return
                 self._wanted = False
-                self._reading = frozenset(complete(checkpoint_folder(self._config.run_dir)))
+                self._reading = self._published()
             self._send()
-            self._reading = frozenset()
+            with self._lock:
+                while self._doomed:
+                    shutil.rmtree(self._doomed.pop(), ignore_errors=True)
+
+    def _published(self) -> frozenset[Path]:
+        return frozenset(complete(checkpoint_folder(self._config.run_dir)))
 
     def _send(self) -> None:
         config, begin = self._config, time.perf_counter()
@@ -136,14 +146,19 @@ def restored(config: RunConfig, local: Path | None, ranks: Ranks) -> Path | None
     found: list[Path | None] = [None]
 
     def bring() -> None:
-        found[0] = _fetch(config, local)
+        found[0] = fetch_newer(config, local)
 
     on_first(ranks, bring)
     fetched: Path | None = broadcast(found[0])
     return local if fetched is None else fetched
 
 
-def _fetch(config: RunConfig, local: Path | None) -> Path | None:
+def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
+    """Bring the newest checkpoint of the store here if it is newer than ``local``; returns its folder.
+
+    Raises:
+        UserError, ValueError, OSError: as for ``restored``.
+    """
     url, begin = config.checkpoint.upload, time.perf_counter()
     after = -1 if local is None else step_of(local)
     try:

@@ -81,7 +81,7 @@ class CheckpointWriter:
         run_dir: str | Path,
         config_yaml: str,
         ranks: Ranks,
-        uploads: Uploads,
+        uploads: Uploads | None = None,
     ) -> None:
         from segclip.trainer.checkpoint_staging import StagingEngine
 
@@ -218,8 +218,12 @@ class CheckpointWriter:
         shutil.rmtree(root / f"{WRITING}replaced-{final.name}", ignore_errors=True)
         folders = {step_of(folder): folder for folder in complete(root)}
         old = superfluous(folders, None if state.best is None else state.best.step, self._config)
-        self._uploads.delete(folders[step] for step in old)
-        self._uploads.begin()
+        if self._uploads is None:
+            for each in old:
+                shutil.rmtree(folders[each])
+        else:
+            self._uploads.delete(folders[each] for each in old)
+            self._uploads.begin()
         fail_at("publish done", step)
 
 

@@ -110,7 +110,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint import checkpoint_folder
+    from segclip.trainer.checkpoint import DAMAGED, checkpoint_folder
     from segclip.trainer.checkpoint_listing import describe, folder_size, is_url, open_checkpoints, size_text
     from segclip.trainer.retention import superfluous
 
@@ -128,7 +128,11 @@ def _prune(arguments: argparse.Namespace) -> int:
     best = next((row.step for row in rows if "best" in row.kept), None)
     old = [(root / f"step-{step:08d}", "old") for step in superfluous(complete, best, rule)]
     torn = [(root / f"step-{row.step:08d}", "torn") for row in rows if row.torn is not None]
-    unfinished = [(path, "unfinished") for path in sorted(root.glob(".*")) if path.is_dir()]
+    unfinished = [
+        (path, "set aside as damaged" if path.name.startswith(DAMAGED) else "unfinished")
+        for path in sorted(root.glob(".*"))
+        if path.is_dir()
+    ]
     freed = 0
     for folder, why in (*unfinished, *torn, *old):
         size = folder_size(folder)

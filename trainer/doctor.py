@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import shutil
 import sysconfig
@@ -30,6 +31,8 @@ DEEPSPEED = (0, 19, 6)
 SHARED_MEMORY_A_RANK = 66 * 2**20
 """Of DeepSpeed's collectives on CPUs."""
 CONNECT_SECONDS = 5.0
+PROBE = "segclip-doctor"
+"""Object that is written and deleted to see whether that is allowed."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ def check_environment(config: RunConfig | None = None) -> Iterator[Finding]:
 
 
 def check_configuration(config: RunConfig) -> Iterator[Finding]:
-    """Disk of the run's folder, shards, data set of the evaluation, MLflow."""
+    """Disk of the run's folder, store of its checkpoints, shards, data set of the evaluation, MLflow."""
     yield _disk(config)
+    if config.checkpoint.upload is not None:
+        yield _upload(config.checkpoint.upload)
     yield from _data(config)
     if config.evaluation.dataset is not None:
         yield _evaluation(config)
@@ -176,7 +181,7 @@ def _disk(config: RunConfig) -> Finding:
     kept = config.checkpoint
     number = kept.keep_last + (2 if config.evaluation.every and kept.keep_best else 1)
     if kept.keep_every:
-        number += config.train.steps // max(kept.keep_every, kept.every)
+        number += config.train.steps // math.lcm(kept.every, kept.keep_every)
     needed = checkpoint * number
     free = shutil.disk_usage(folder).free
     text = f"{_size(free)} free at {folder}; {number} checkpoints take at most {_size(needed)}"
@@ -187,6 +192,23 @@ def _disk(config: RunConfig) -> Finding:
             "run_dir", "broken", text, "make room, lower checkpoint.keep_last or give another run_dir"
         )
     return Finding("run_dir", "ok", text)
+
+
+def _upload(url: str) -> Finding:
+    """Whether checkpoints can be listed, written and deleted there."""
+    from segclip.data_pipelines.store import open_store
+    from segclip.trainer.checkpoint_store import newest
+
+    try:
+        store = open_store(url, create=True)
+        store.put(PROBE, b"segclip-doctor")
+        store.delete([PROBE])
+        found = newest(url)
+    except (ValueError, OSError) as error:
+        return Finding(
+            "checkpoint.upload", "broken", one_line(error), "mend it, or set checkpoint.upload=null"
+        )
+    return Finding("checkpoint.upload", "ok", f"{url}, newest checkpoint there: {found or 'none'}")
 
 
 def _data(config: RunConfig) -> Iterator[Finding]:

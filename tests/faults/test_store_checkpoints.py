@@ -1,25 +1,21 @@
-"""Checkpoints in an object store: the local disk is lost, or an upload is cut short, and the run loses nothing."""
+"""Checkpoints in an object store: an upload is cut short and the local disk lost, and the run loses nothing."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
-from safetensors.torch import load_file
 
 from segclip.data_pipelines.s3_server import S3Server, s3_server
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
-from segclip.trainer.faults import FAULTS, FIRED
-from tests.distributed.conftest import SMALL
-from tests.ranks import start
+from tests.faults.conftest import LONGEST, Fault, Run
+from tests.ranks import Group
 
 pytestmark = pytest.mark.slow
-RUN = Path(__file__).parents[2] / "trainer" / "run.py"
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +24,46 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield running
 
 
-def losses(run_dir: Path) -> dict[int, list[float]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: [row["loss/total"], row["gradient_norm"], row["data/samples"]] for row in rows}
+def wait_for(group: Group, words: str) -> None:
+    end = time.monotonic() + LONGEST
+    while words not in group.text():
+        assert time.monotonic() < end, group.text()[-3000:]
+        time.sleep(0.05)
 
 
-def test_a_run_whose_disk_is_lost_goes_on_from_the_store(tmp_path: Path, server: S3Server) -> None:
-    """The upload of the last checkpoint but one is killed on the way; then all of the run's folder is gone."""
-    write_scene_shards(str(tmp_path / "shards"), SceneSet(80, 3, size=48), per_shard=20, processes=1)
-    url, config, fired = f"{server.url}/{tmp_path.name}", tmp_path / "small.yaml", tmp_path / "fired"
-    tree = {**SMALL, "run_dir": "", "data": {**SMALL["data"], "shards": str(tmp_path / "shards")}}
-    config.write_text(yaml.safe_dump({**tree, "checkpoint": {"every": 2, "upload": url}}))
+def lose_disk(folder: Path) -> None:
+    """Delete a run but for what the tests have noted."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "fired" and not path.name.startswith("samples-"):
+            path.unlink()
+
+
+def test_a_run_whose_disk_is_lost_goes_on_from_the_store(run: Run, unbroken: Run, server: S3Server) -> None:
+    """The upload of step 4 is killed on its way; then the machine dies, and its disk with it."""
+    url = f"{server.url}/runs/mine"
+    settings = (f"checkpoint.upload={url}", "checkpoint.background=false")
+    # Rank 1 stops where the test waits for the uploads.
     faults = [
-        {"where": "upload file", "rank": 0, "step": 4, "what": "kill"},
-        {"where": "before step", "rank": 1, "step": 6, "what": "kill"},
+        Fault("before step", 3, "stop", rank=1),
+        Fault("upload file", 4),
+        Fault("before step", 5, "stop", rank=1),
     ]
+    group = run.begin(*settings, "train.lost_after=0", faults=faults, environment=server.environment)
+    try:
+        wait_for(group, f"uploaded step-00000002 to {url}")
+        os.kill(group.ranks[1].pid, signal.SIGCONT)
+        wait_for(group, f"warning: checkpoints could not be uploaded to {url}: its process was killed")
+    finally:
+        group.kill()
+    assert sorted(run.fired()) == ["before step", "before step", "upload file"]
+    assert run.checkpoints() == ["step-00000002", "step-00000004"]
 
-    whole = start(RUN, "--config", config, f"run_dir={tmp_path / 'whole'}", "checkpoint.upload=null").finish(
-        120
-    )
-    assert whole.returncode == 0, whole.stdout[-3000:]
-    environment = {**server.environment, FAULTS: json.dumps(faults), FIRED: str(fired)}
-    broken = start(RUN, "--config", config, f"run_dir={tmp_path / 'run'}", environment=environment)
-    done = broken.finish(120)
-    assert done.returncode != 0
-    assert len(fired.read_text().splitlines()) == 2, done.stdout[-3000:]
-    assert f"uploaded step-00000002 to {url}" in done.stdout
-    assert f"warning: checkpoints could not be uploaded to {url}: its process was killed" in done.stdout
-    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
-
-    shutil.rmtree(tmp_path / "run")
-    again = start(RUN, "--config", config, f"run_dir={tmp_path / 'run'}", environment=environment).finish(120)
-    assert again.returncode == 0, again.stdout[-3000:]
-    assert len(fired.read_text().splitlines()) == 2
-    assert f"fetched {tmp_path}/run/checkpoints/step-00000002 in" in again.stdout
-    assert "after step 2" in again.stdout
-    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "run")
-    assert found == {step: values for step, values in expected.items() if step > 2}
-    one, other = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("whole", "run"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    lose_disk(run.folder)
+    codes, text = run(*settings, faults=faults, environment=server.environment)
+    assert codes == [0, 0], text
+    assert len(run.fired()) == 3
+    assert f"fetched {run.folder}/checkpoints/step-00000002 in" in text
+    assert f"resuming from {run.folder}/checkpoints/step-00000002 after step 2" in text
+    run.must_equal(unbroken)

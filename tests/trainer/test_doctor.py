@@ -107,6 +107,24 @@ def test_a_disk_without_room(config: RunConfig, monkeypatch: pytest.MonkeyPatch)
     assert "checkpoint.keep_last" in found.remedy
 
 
+def test_checkpoints_that_are_never_deleted_need_room(shards: Path, tmp_path: Path) -> None:
+    settings = ("train.steps=100", "checkpoint.every=4", "checkpoint.keep_every=6", "checkpoint.keep_last=3")
+    found = {finding.name: finding for finding in check_configuration(changed(shards, tmp_path, *settings))}
+    # The newest three, the one that is being written, and steps 12, 24, ..., 96.
+    assert "; 12 checkpoints take at most" in found["run_dir"].text
+
+
+def test_the_store_of_checkpoints(shards: Path, tmp_path: Path) -> None:
+    def found() -> doctor.Finding:
+        config = changed(shards, tmp_path, f"checkpoint.upload={tmp_path}/store")
+        return {finding.name: finding for finding in check_configuration(config)}["checkpoint.upload"]
+
+    assert (found().status, list((tmp_path / "store").iterdir())) == ("ok", [])
+    (tmp_path / "store").rmdir()
+    (tmp_path / "store").write_text("no folder")
+    assert found().status == "broken"
+
+
 def test_a_data_set_to_score_on_that_is_not_there(shards: Path, tmp_path: Path) -> None:
     config = changed(shards, tmp_path, "evaluation.dataset=scenes", f"evaluation.data_root={tmp_path}/no")
     assert statuses(config)["evaluation"] == "broken"
