@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["EXIT_DAMAGED", "build_parser", "main"]
 
 EXIT_DAMAGED = 1
-# A run that writes touches its files more often than this.
-WRITING_SECONDS = 600.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,6 +110,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     from segclip.trainer.checkpoint import DAMAGED, checkpoint_folder
     from segclip.trainer.checkpoint_listing import describe, folder_size, is_url, open_checkpoints, size_text
     from segclip.trainer.retention import superfluous
+    from segclip.trainer.run_lock import hold_run_folder
 
     if is_url(arguments.run_dir):
         raise ValueError(
@@ -121,7 +119,8 @@ def _prune(arguments: argparse.Namespace) -> int:
         )
     root = checkpoint_folder(arguments.run_dir)
     open_checkpoints(arguments.run_dir)
-    _refuse_while_writing(root)
+    if not arguments.dry_run:
+        hold_run_folder(arguments.run_dir)
     rule = _rule(arguments)
     rows = describe(open_checkpoints(arguments.run_dir))
     complete = [row.step for row in rows if row.torn is None]
@@ -193,19 +192,6 @@ def _rule(arguments: argparse.Namespace) -> Retention:
         if given is not None:
             rule[name] = given
     return Retention(**rule)
-
-
-def _refuse_while_writing(root: Path) -> None:
-    """Refuse if a run seems to be writing below ``root``."""
-    from segclip.trainer.checkpoint import WRITING
-
-    for folder in root.glob(f"{WRITING}*"):
-        age = time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-        if age < WRITING_SECONDS:
-            raise ValueError(
-                f"{folder} was written to {age:.0f} s ago: a run seems to be writing there. Wait until it has ended, "
-                f"or until nothing has changed there for {WRITING_SECONDS:.0f} s"
-            )
 
 
 def _remove(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,6 @@ def run(tmp_path: Path) -> Path:
     left = run / "checkpoints" / ".writing-step-00000015"
     left.mkdir()
     (left / "half").write_bytes(bytes(500))
-    an_hour_ago = time.time() - 3600
-    for path in (left / "half", left):
-        os.utime(path, (an_hour_ago, an_hour_ago))
     return run
 
 
@@ -117,12 +114,27 @@ def test_prune_keeps_what_the_run_keeps_and_says_what_it_frees(
     assert capsys.readouterr().out.startswith("0 B freed in")
 
 
-def test_prune_refuses_while_a_run_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+HOLDING = """
+import sys
+from segclip.trainer.run_lock import hold_run_folder
+hold_run_folder(sys.argv[1])
+print("held", flush=True)
+input()
+"""
+
+
+def test_prune_refuses_while_the_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = folders(run)
-    os.utime(run / "checkpoints" / ".writing-step-00000015" / "half")
-    assert command("prune", run) == 2
-    assert "a run seems to be writing there" in capsys.readouterr().err
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert command("prune", run) == 2
+        other.communicate("\n")
+    assert "is in use by" in capsys.readouterr().err
     assert folders(run) == before
+    assert command("prune", run, "--dry-run") == 0
 
 
 @pytest.mark.parametrize(
