@@ -154,21 +154,27 @@ def raw_reading(url: str, bucket: str, sums: dict[str, str], sizes: list[int], r
             for name in _alternating(list(clients), turn):
                 begin = time.perf_counter()
                 content = clients[name]()
-                if turn:
-                    seconds[name].append(time.perf_counter() - begin)
-                else:
-                    found = (
-                        [each.read_bytes() for each in sorted(content.iterdir())]
-                        if isinstance(content, Path)
-                        else content
-                    )
-                    if [hashlib.sha256(each).hexdigest() for each in found] != list(sums.values()):
-                        raise RuntimeError(f"{name} read something else than was written")
-                    del found
+                found: list[str] = []
                 if isinstance(content, Path):
-                    for each in content.iterdir():
-                        each.unlink()
-                del content
+                    took = time.perf_counter() - begin
+                    files = sorted(content.iterdir())
+                    found = (
+                        [hashlib.sha256(each.read_bytes()).hexdigest() for each in files]
+                        if turn == 0
+                        else None
+                    )
+                    for file in files:
+                        file.unlink()
+                elif turn == 0:
+                    found = [hashlib.sha256(each).hexdigest() for each in content]
+                else:
+                    for each in content:
+                        del each  # its reader holds it no longer either
+                    took = time.perf_counter() - begin
+                if turn:
+                    seconds[name].append(took)
+                elif found != list(sums.values()):
+                    raise RuntimeError(f"{name} read something else than was written")
     return {"bytes": sum(sizes), "seconds": seconds, "missing": missing_clients()}
 
 

@@ -1,7 +1,9 @@
 """Reading whole objects from S3 by the clients that people use, each in the fastest way it has.
 
-Every reader leaves the object in memory, in one piece, as this project's does; s5cmd, a program of its own, leaves
-files in a folder that lies in memory where the machine has one. A client that is not installed is left out by name.
+Every reader gives one object after the other in memory, in one piece, and lets go of it for the next, as a reader of
+shards does; s5cmd, a program of its own, leaves files in a folder that lies in memory where the machine has one.
+
+A client that is not installed is left out by name.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ __all__ = ["OURS", "Reader", "missing_clients", "readers"]
 
 OURS = "ours"
 PIECE = 1 << 20
-Reader = Callable[[], list[bytes | bytearray | memoryview] | Path]
-"""Reads all objects; gives their contents, or the folder that holds them."""
+Reader = Callable[[], Iterator[bytes | bytearray | memoryview] | Path]
+"""Reads all objects; gives their contents in turn, or the folder that holds them."""
 
 
 def missing_clients() -> list[str]:
@@ -51,9 +53,9 @@ def readers(
     prefix = store.url.removeprefix(f"s3://{bucket}").strip("/")
     keys = [f"{prefix}/{path}".lstrip("/") for path in paths]
     found: dict[str, Reader] = {
-        OURS: lambda: [store.get(path, size) for path, size in zip(paths, sizes, strict=True)],
-        "obstore, get": lambda: [memoryview(obstore.get(store.client, path).bytes()) for path in paths],
-        "obstore, stream": lambda: [_joined(obstore.get(store.client, path).stream(PIECE)) for path in paths],
+        OURS: lambda: (store.get(path, size) for path, size in zip(paths, sizes, strict=True)),
+        "obstore, get": lambda: (memoryview(obstore.get(store.client, path).bytes()) for path in paths),
+        "obstore, stream": lambda: (_joined(obstore.get(store.client, path).stream(PIECE)) for path in paths),
     }
     if importlib.util.find_spec("boto3") is not None:
         found |= _boto3_readers(bucket, keys)
@@ -77,16 +79,16 @@ def _boto3_readers(bucket: str, keys: Sequence[str]) -> dict[str, Reader]:
 
     client = boto3.client("s3")
 
-    def stream() -> list[bytes | bytearray | memoryview]:
+    def stream() -> Iterator[bytes | bytearray | memoryview]:
         bodies = (client.get_object(Bucket=bucket, Key=key)["Body"] for key in keys)
-        return [_joined(body.iter_chunks(PIECE)) for body in bodies]
+        return (_joined(body.iter_chunks(PIECE)) for body in bodies)
 
     def download(key: str) -> memoryview:
         file = io.BytesIO()
         client.download_fileobj(bucket, key, file)
         return file.getbuffer()
 
-    return {"boto3, stream": stream, "boto3, download": lambda: [download(key) for key in keys]}
+    return {"boto3, stream": stream, "boto3, download": lambda: (download(key) for key in keys)}
 
 
 def _s5cmd(objects: str, folder: Path) -> Path:

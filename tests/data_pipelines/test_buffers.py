@@ -3,9 +3,47 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from segclip.data_pipelines.buffers import buffer, fill, read_file
+from segclip.data_pipelines import buffers
+from segclip.data_pipelines.buffers import KEPT, LEAST, STEP, buffer, fill, read_file
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_free", [])
+
+
+def address(view: memoryview) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
+
+
+def test_memory_is_used_again_when_its_last_view_is_gone() -> None:
+    first = buffer(3 * STEP)
+    place, part = address(first), first[100:200]
+    del first
+    second = buffer(3 * STEP)
+    assert address(second) != place
+    del part
+    third = buffer(3 * STEP - 5)
+    assert len(third) == 3 * STEP - 5
+    assert address(third) == place
+    third[:3] = b"abc"
+    assert bytes(second[:3]) != b"abc"
+
+
+def test_what_is_kept_is_bounded_and_no_waste() -> None:
+    many = [buffer(2 * STEP) for _ in range(KEPT + 3)]
+    assert len({address(each) for each in many}) == KEPT + 3
+    del many
+    assert len(buffers._free) == KEPT
+    large = buffer(8 * STEP)
+    del large
+    assert max(each.nbytes for each in buffers._free) == 8 * STEP
+    little = buffer(LEAST)  # of two steps at most: none of the free ones is that small
+    assert len(buffers._free) == KEPT
+    assert len(little) == LEAST
 
 
 @pytest.mark.parametrize("size", [0, 1, (5 << 20) + 3])
