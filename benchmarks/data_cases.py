@@ -158,11 +158,8 @@ def raw_reading(url: str, bucket: str, sums: dict[str, str], sizes: list[int], r
                 if isinstance(content, Path):
                     took = time.perf_counter() - begin
                     files = sorted(content.iterdir())
-                    found = (
-                        [hashlib.sha256(each.read_bytes()).hexdigest() for each in files]
-                        if turn == 0
-                        else None
-                    )
+                    if turn == 0:
+                        found = [hashlib.sha256(each.read_bytes()).hexdigest() for each in files]
                     for file in files:
                         file.unlink()
                 elif turn == 0:
