@@ -38,7 +38,8 @@ class Answer:
     body: bytes
 
 
-Fault = Callable[["Handler", Answer], None]
+Fault = Callable[["Handler", Callable[[], Answer]], None]
+"""Answers a request in its own way; it may ask the server behind first."""
 
 
 @dataclass
@@ -115,6 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         """Hand on the request as it is, its signature included, and the answer, or what a fault makes of it."""
         sent = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         fault = self.server.proxy.fault(self.command, self.path)
+        (fault or hand_on)(self, lambda: self.ask(sent))
+
+    def ask(self, sent: bytes) -> Answer:
+        """What the server behind says to the request."""
         behind = http.client.HTTPConnection(self.server.proxy.behind, timeout=60)
         behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
@@ -123,9 +128,18 @@ class Handler(BaseHTTPRequestHandler):
         response = behind.getresponse()
         answer = Answer(response.status, response.getheaders(), response.read())
         behind.close()
-        (fault or hand_on)(self, answer)
+        return answer
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+
+    def give(self, answer: Answer) -> None:
+        self.head(answer)
+        self.wfile.write(answer.body)
+
+    def give_half(self, answer: Answer) -> None:
+        self.head(answer)
+        self.wfile.write(answer.body[: len(answer.body) // 2])
+        self.wfile.flush()
 
     def head(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -152,36 +166,31 @@ class _Server(ThreadingHTTPServer):
         pass  # clients hang up on it, and it on them
 
 
-def hand_on(handler: Handler, answer: Answer) -> None:
+def hand_on(handler: Handler, ask: Callable[[], Answer]) -> None:
     """No fault."""
-    handler.head(answer)
-    handler.wfile.write(answer.body)
+    handler.give(ask())
 
 
 def error_status(status: int, word: str = "InternalError") -> Fault:
-    """An error as S3 states it."""
+    """An error as S3 states it; the server behind learns nothing of the request."""
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{word}</Code><Message>x</Message></Error>'
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        hand_on(handler, Answer(status, [("Content-Type", "application/xml")], body.encode()))
+    def fault(handler: Handler, ask: Callable[[], Answer]) -> None:
+        handler.give(Answer(status, [("Content-Type", "application/xml")], body.encode()))
 
     return fault
 
 
-def reset(handler: Handler, answer: Answer) -> None:
+def reset(handler: Handler, ask: Callable[[], Answer]) -> None:
     """Half of the answer, and a connection that breaks."""
-    handler.head(answer)
-    handler.wfile.write(answer.body[: len(answer.body) // 2])
-    handler.wfile.flush()
+    handler.give_half(ask())
     _break(handler.connection)
     handler.close_connection = True
 
 
-def silence(handler: Handler, answer: Answer) -> None:
+def silence(handler: Handler, ask: Callable[[], Answer]) -> None:
     """Half of the answer, and then nothing, the connection open."""
-    handler.head(answer)
-    handler.wfile.write(answer.body[: len(answer.body) // 2])
-    handler.wfile.flush()
+    handler.give_half(ask())
     handler.server.proxy.closed.wait(60)
     handler.close_connection = True
 
@@ -189,9 +198,10 @@ def silence(handler: Handler, answer: Answer) -> None:
 def late(seconds: float) -> Fault:
     """The answer, late."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
+    def fault(handler: Handler, ask: Callable[[], Answer]) -> None:
+        answer = ask()
         handler.server.proxy.closed.wait(seconds)
-        hand_on(handler, answer)
+        handler.give(answer)
 
     return fault
 
@@ -199,7 +209,7 @@ def late(seconds: float) -> Fault:
 def away(seconds: float) -> Fault:
     """From here on nobody listens for a while."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
+    def fault(handler: Handler, ask: Callable[[], Answer]) -> None:
         proxy = handler.server.proxy
         port = proxy.close()
         time.sleep(seconds)

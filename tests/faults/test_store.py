@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,17 @@ from tests.faults.data_runs import (
     store,  # noqa: F401
     untouched,  # noqa: F401
 )
-from tests.faults.faulty_proxy import Fault, FaultyProxy, away, error_status, faulty_proxy, reset, silence
+from tests.faults.faulty_proxy import (
+    Answer,
+    Fault,
+    FaultyProxy,
+    Handler,
+    away,
+    error_status,
+    faulty_proxy,
+    reset,
+    silence,
+)
 from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
@@ -96,9 +106,9 @@ def test_a_store_that_fails_for_good_stops_all_ranks_with_a_checkpoint(
     words: tuple[str, ...],
     retries: int,
 ) -> None:
-    def lasting(handler: object, answer: object) -> None:
+    def lasting(handler: Handler, ask: Callable[[], Answer]) -> None:
         proxy.always = fault
-        fault(handler, answer)  # type: ignore[arg-type]
+        fault(handler, ask)
 
     proxy.plan = {LATE: lasting}
     run = new_run(tmp_path, "s3://bucket/scenes", workers=1, store={**FETCHING, "retries": 3})
