@@ -67,7 +67,7 @@ class StoreConfig(BaseModel):
         description="A range that comes more slowly than so many KiB/s is given up and asked for again.",
     )
     retries: int = Field(
-        default=10, ge=0, description="Attempts of a range that may fail in a row, after the first."
+        default=20, ge=0, description="Attempts of a range that may fail in a row, after the first."
     )
     retry_seconds: float = Field(
         default=180.0, gt=0, description="No attempt begins later than this after the last progress."

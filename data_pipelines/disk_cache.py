@@ -23,6 +23,7 @@ from pathlib import Path
 
 from segclip.data_pipelines.buffers import buffer, fill
 from segclip.data_pipelines.counters import Counters
+from segclip.free_space import describe_unwritten
 
 __all__ = ["DiskCache"]
 
@@ -142,7 +143,12 @@ class DiskCache:
             os.rename(self._partial / sha256, self._shards / sha256)
         except OSError as error:
             self._counters.add("cache/unwritten")
-            self._trouble("cannot be written", error)
+            if not self._warned:
+                self._warned = True
+                what = describe_unwritten(error, self._partial / sha256, len(content))
+                log.warning(
+                    "%s; the run goes on, and shards that the cache does not hold are fetched again", what
+                )
 
     def _reserve(self, sha256: str, size: int, descriptor: int) -> bool:
         """Make room for a shard and give its partial file its length; False if there is none to be had."""

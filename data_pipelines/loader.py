@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from segclip.console import UserError
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import BadSample
@@ -195,6 +198,9 @@ class _Parts(IterableDataset[Any]):
     def __iter__(self) -> Iterator[_Part | _Failure]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info is not None:
+            # A scheduler's signal goes to all processes of a job; what it asks for is the training process's to do.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
             yield from _read(self.split, worker, workers)
         except (ValueError, OSError) as error:
@@ -242,10 +248,20 @@ class BatchStream:
         self._parts: Iterator[_Part | _Failure] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        self._parts = iter(self._loader)
+        self._parts = self._start()
         while self._parts is not None:
             # DataLoader hands out one item of each worker in turn: the parts of one step.
             yield join_batches([self._next(worker) for worker in range(max(1, self._workers))])
+
+    def _start(self) -> Iterator[_Part | _Failure]:
+        """Start the workers."""
+        before = signal.getsignal(signal.SIGCHLD)
+        parts = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            # DataLoader would raise the death of a worker wherever this process is, in the middle of a collective that
+            # other ranks wait in. Asking for a batch tells it, too.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return parts
 
     @property
     def shards_ready(self) -> int:
@@ -264,7 +280,12 @@ class BatchStream:
     def _next(self, worker: int) -> Batch:
         if self._parts is None:
             raise RuntimeError("the stream of batches was closed")
-        part = next(self._parts)
+        self._check_workers()
+        try:
+            part = next(self._parts)
+        except (RuntimeError, OSError, EOFError):
+            self._check_workers()
+            raise
         if isinstance(part, _Failure):
             self.close()
             raise ValueError(part.message)
@@ -278,6 +299,13 @@ class BatchStream:
             self.close()
             raise
         return part.batch
+
+    def _check_workers(self) -> None:
+        """Raise ``UserError`` if a worker was killed; of other failures it tells itself."""
+        for number, process in enumerate(getattr(self._parts, "_workers", ())):
+            if process.exitcode:
+                self.close()
+                raise UserError(_lost(number, process.pid, process.exitcode, self._config))
 
     def _tell(self, messages: list[str]) -> None:
         for message in messages:
@@ -293,6 +321,25 @@ class BatchStream:
         shutdown = getattr(parts, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+
+
+def _lost(worker: int, pid: int, code: int, config: DataConfig) -> str:
+    """What to say about a worker that is gone, by its exit code, which is negative for signals."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if -code == signal.SIGBUS:
+        advice = (
+            "shared memory is full: give the container more (docker run --shm-size), or lower data.prefetch"
+        )
+    else:
+        advice = (
+            "unless somebody did that by hand, memory ran out. Each worker holds up to "
+            f"data.store.prefetch_mib={config.store.prefetch_mib} MiB of shards and "
+            f"data.prefetch={config.prefetch} batches: lower these, use fewer workers, or ask for more memory"
+        )
+    return (
+        f"data worker {worker} of {config.workers} (process {pid}) {how}: {advice}. "
+        "The same command goes on at the next sample"
+    )
 
 
 def _as_is(part: Any) -> Any:
@@ -327,6 +374,7 @@ def build_loader(
         ValueError: no data there, a broken manifest, or sizes that do not fit each other. While iterating: a
             store out of reach; a shard that does not match the manifest, a picture that does not decode, an
             empty caption, or, under ``on_error: quarantine``, more of these than the configuration allows.
+        UserError: while iterating: a worker was killed.
     """
     if batch_size < 1 or start_step < 0 or not 0 <= rank < world_size:
         raise ValueError(

@@ -13,7 +13,7 @@ from segclip.data_pipelines.buffers import buffer
 from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import REPAIR, StoreError
-from segclip.data_pipelines.retry import THROTTLED, Attempts, RetryPolicy, Throttle, cause_of
+from segclip.data_pipelines.retry import THROTTLED, Attempts, RetryPolicy, Stall, Throttle, cause_of
 
 __all__ = ["ObjectReader", "RangedReader", "reading_options", "recognise"]
 
@@ -103,6 +103,7 @@ class RangedReader:
         self._connections = settings.connections
         self._policy = RetryPolicy(settings.retries, settings.retry_seconds)
         self._counters, self._throttle = counters, throttle
+        self._stall = Stall(url, settings.stall_seconds)
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         # Answers in a row that gave everything where a range was asked for. One may be a proxy's hiccup.
@@ -197,6 +198,7 @@ class RangedReader:
                     at += len(piece)
                     self._counters.add("store/bytes", len(piece))
                     attempts.progress()
+                    self._stall.over()
                     if stop.is_set():
                         break
                 else:
@@ -230,6 +232,7 @@ class RangedReader:
         cause = cause_of(error)
         if cause in ("whole", "status_416"):
             raise error
+        self._stall.failed(cause, attempts.seconds)
         attempts.failed(error, cause, self._throttle.pause(path) if cause in THROTTLED else 0.0)
 
     def _pool(self) -> ThreadPoolExecutor:

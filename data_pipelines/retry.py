@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import logging
 import random
 import re
 import threading
@@ -24,9 +25,21 @@ import obstore
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
 
-__all__ = ["THROTTLED", "Attempts", "RetryPolicy", "Throttle", "cause_of", "parse_retry_after"]
+__all__ = [
+    "EXPIRED",
+    "THROTTLED",
+    "Attempts",
+    "RetryPolicy",
+    "Stall",
+    "Throttle",
+    "cause_of",
+    "parse_retry_after",
+]
 
+log = logging.getLogger(__name__)
 THROTTLED = frozenset({"status_429", "status_503"})
+# S3 says so with status 400, as if the request were malformed.
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _FINAL = frozenset({"missing", "denied"})
 # A length that differs may be a hiccup of a proxy, or the object has changed, which no waiting mends.
 _LENGTH_RETRIES = 2
@@ -47,6 +60,8 @@ def cause_of(error: BaseException) -> str:
     ):
         return "denied"
     text = str(error)
+    if any(f"<Code>{code}</Code>" in text for code in EXPIRED):
+        return "denied"
     if isinstance(error, obstore.exceptions.NotSupportedError) and "ange" in text:
         return "whole"
     if "UnexpectedRange" in text:
@@ -139,6 +154,38 @@ def parse_retry_after(header: str | None, now: float) -> float:
         return 0.0
 
 
+class Stall:
+    """Says, now and then, that a store gives nothing, and that it does again. For all reads of a process."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        """
+        Args:
+            url: of the store.
+            seconds: a stall is said when it is so long, and again each time it has doubled.
+        """
+        self._url, self._first = url, seconds
+        self._next = seconds
+        self._last = 0.0
+        self._lock = threading.Lock()
+
+    def failed(self, cause: str, seconds: float) -> None:
+        """A request has failed, to which nothing arrived for some seconds."""
+        with self._lock:
+            # Others may fare better.
+            seconds = min(seconds, time.monotonic() - self._last)
+            if seconds >= self._next:
+                self._next = 2 * seconds
+                log.warning("%s gives nothing for %.0f s (%s); it is asked again", self._url, seconds, cause)
+
+    def over(self) -> None:
+        """Something arrived."""
+        self._last = time.monotonic()
+        if self._next > self._first:
+            with self._lock:
+                self._next = self._first
+                log.warning("%s answers again", self._url)
+
+
 class Attempts:
     """The attempts at one read: counts failures, waits between them, gives up."""
 
@@ -147,6 +194,11 @@ class Attempts:
         self._failures = 0
         self._causes: list[str] = []
         self._begin = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since something arrived."""
+        return time.monotonic() - self._begin
 
     def progress(self) -> None:
         """Something arrived: failures before it no longer count."""
@@ -167,7 +219,7 @@ class Attempts:
         allowed = self._policy.retries
         if cause in _LENGTH_LIKE and self._causes.count(cause) > _LENGTH_RETRIES:
             allowed = 0
-        late = time.monotonic() - self._begin + delay > self._policy.seconds
+        late = self.seconds + delay > self._policy.seconds
         if not _retryable(cause) or self._failures > allowed or late:
             raise error
         self._counters.add(f"store/retries/{cause}")

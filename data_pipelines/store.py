@@ -35,7 +35,7 @@ from segclip.data_pipelines.credentials import check_no_credentials
 from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.pipes import PipeReader, check_pipe
 from segclip.data_pipelines.ranges import ObjectReader, RangedReader, reading_options, recognise
-from segclip.data_pipelines.retry import Throttle, cause_of
+from segclip.data_pipelines.retry import EXPIRED, Throttle, cause_of
 
 __all__ = [
     "SCHEMES",
@@ -64,6 +64,14 @@ _DATA_ENDINGS = (".tar", ".json", ".parquet")
 
 # What may hold a signature in a URL of an error.
 _QUERY = re.compile(r"(?<=\S)\?[^\s\"']+")
+
+# The word for an error in an answer of S3.
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CHECK_ACCESS = "check its permissions and the credentials"
+_DENIALS = {
+    **dict.fromkeys(EXPIRED, "the credentials have expired: renew them, and start the same command again"),
+    "RequestTimeTooSkewed": "the clock of this machine differs from the store's: set it",
+}
 
 T = TypeVar("T")
 _client_pid: int | None = None
@@ -230,8 +238,7 @@ class Store:
             if cause == "missing":
                 raise StoreError(cause, f"{where} does not exist: check the data URL") from error
             if cause == "denied":
-                message = f"access to {where} is denied: check its permissions and the credentials"
-                raise StoreError(cause, message) from error
+                raise StoreError(cause, f"access to {where} is denied{_denial(error)}") from error
             message = f"{where} cannot be reached: {_short(error)}. {_remedy(self.url)}"
             raise StoreError(cause, message) from error
 
@@ -241,6 +248,14 @@ def _short(error: BaseException) -> str:
     text = " ".join(str(error).split("Debug source:")[0].split())
     text = _QUERY.sub("?...", text)
     return text[:300].rstrip(" .,:")
+
+
+def _denial(error: BaseException) -> str:
+    """Why access is denied, in the store's word where it gives one, and what to do."""
+    word = _CODE.search(str(error))
+    if word is None:
+        return f": {_CHECK_ACCESS}"
+    return f" ({word[1]}): {_DENIALS.get(word[1], _CHECK_ACCESS)}"
 
 
 def _remedy(url: str) -> str:

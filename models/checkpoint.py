@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from segclip.free_space import describe_unwritten
 from segclip.models.card import model_card
 from segclip.models.config import CLIP_MEAN, CLIP_STD, ModelConfig
 from segclip.models.names import from_released, own_name, to_released
@@ -141,14 +142,23 @@ def export(model: SegCLIP, folder: str | Path, card_fields: Mapping[str, Any] | 
 
 
 def write_network(model: SegCLIP, folder: Path, card_fields: Mapping[str, Any] | None = None) -> None:
-    """Write weights and configuration, as ``export`` does, and no model card."""
+    """Write weights and configuration, as ``export`` does, and no model card.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
     content = {
         "format": "segclip",
         "model": model.config.for_others().model_dump(mode="json"),
         "card": {**model.card, **(card_fields or {})},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(_plain_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    tensors, path = _plain_tensors(model), folder / WEIGHTS_FILE
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        raise OSError(describe_unwritten(error, path, size)) from error
     # safetensors makes files that their owner alone can read.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 

@@ -16,8 +16,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segclip.console import nearest
+from segclip.console import UserError, nearest
 from segclip.data_pipelines.config import DataConfig
+from segclip.free_space import describe_unwritten
 from segclip.models.config import ModelConfig
 from segclip.models.losses import LossConfig
 from segclip.trainer.checkpoint import CheckpointConfig
@@ -183,8 +184,16 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def save_run_config(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved configuration, every default included, as YAML."""
-    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write the resolved configuration, every default included, as YAML.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(describe_unwritten(error, path, len(text))) from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

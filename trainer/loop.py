@@ -28,6 +28,7 @@ from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.faults import fail_at
 from segclip.trainer.insight import look
+from segclip.trainer.line_file import LineFile
 from segclip.trainer.micro_batches import batch_sizes
 from segclip.trainer.nonfinite import SkippedSteps, step_health
 from segclip.trainer.other_ranks import written_by_others
@@ -86,13 +87,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         state = load_checkpoint(engine, latest, ranks) if latest is not None else None
     first_step = state.step if state is not None else 0
 
-    tracker = None
-    if ranks.is_first:
-        save_run_config(config, run_dir / "config.yaml")
-        if config.tracking.enabled:
-            tracker = Tracker(config.tracking, run_dir, config.name, state.mlflow_run_id if state else None)
-            tracker.parameters({**flatten(config.model_dump(mode="json")), "world_size": ranks.world_size})
-            tracker.artifact(run_dir / "config.yaml")
+    tracker = agreed(ranks, lambda: _begin_records(config, state) if ranks.is_first else None)
     _announce(config, ranks, engine, latest, first_step, micro_batch, changes)
 
     status = "FAILED"
@@ -127,6 +122,18 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     finally:
         if tracker is not None:
             tracker.finish(status)
+
+
+def _begin_records(config: RunConfig, state: TrainState | None) -> Tracker | None:
+    """The configuration in the run's folder, and in MLflow if the run is recorded there."""
+    path = Path(config.run_dir) / "config.yaml"
+    save_run_config(config, path)
+    if not config.tracking.enabled:
+        return None
+    tracker = Tracker(config.tracking, config.run_dir, config.name, state.mlflow_run_id if state else None)
+    tracker.parameters({**flatten(config.model_dump(mode="json")), "world_size": dist.get_world_size()})
+    tracker.artifact(path)
+    return tracker
 
 
 def _conclude(config: RunConfig, ranks: Ranks, speed: dict[str, float], tracker: Tracker | None) -> None:
@@ -188,6 +195,7 @@ def _run_steps(
     first_step = state.step if state is not None else 0
     before = DataCounts.of(state)
     line = ProgressLine(first_step, steps, config.train.global_batch)
+    rows = LineFile(Path(config.run_dir) / "metrics.jsonl")
     utilisation, timer = Utilisation(config, ranks), StepTimer(engine.device)
     skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks)
     counted, waited, reported = before, 0.0, first_step
@@ -207,11 +215,12 @@ def _run_steps(
     saved = first_step
     for step in range(first_step + 1, steps + 1):
         rates = set_learning_rates(engine, config.schedule.factor(step, steps))
-        begin = time.perf_counter()
+        begin, counts = time.perf_counter(), stream.counts.copy()
         fail_at("before step", step)
         try:
             batch = stopping.next(batches)
         except UserError:
+            stream.counts = counts  # the batch that some rank has got is no step's
             if saved < step - 1:
                 save(step - 1)
             writer.wait(last=True)
@@ -232,10 +241,9 @@ def _run_steps(
             waited = 0.0
             if ranks.is_first:
                 print(line.text(step, metrics), flush=True)
-                with open(Path(config.run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    # JSON has no number for a gradient that is not finite.
-                    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                    file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+                # JSON has no number for a gradient that is not finite.
+                known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+                rows.append(json.dumps({"step": step, **known}, allow_nan=False).encode() + b"\n")
             if tracker is not None:
                 tracker.metrics(metrics, step)
             check_data(config.data, stream, counted, ranks)

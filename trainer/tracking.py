@@ -143,15 +143,17 @@ class Tracker:
         """End the run and wait until all is sent, at most ``flush_seconds``; says so when something was not."""
         self._put("status", status=status, time=_now())
         waiting = self.drain()
+        held = self._spool.held
         if waiting:
             log.warning(
                 "MLflow has not taken %d records within %.0f s%s: they are kept in %s and sent when the run goes "
-                "on, or by segclip-doctor mlflow %s",
+                "on, or by segclip-doctor mlflow %s%s",
                 waiting,
                 self._config.flush_seconds,
                 f" ({self._failure})" if self._failure else "",
                 self._spool.path,
                 self._run_dir,
+                f", but for the last {held}, which found no room on the disk and are lost" if held else "",
             )
 
     def drain(self) -> int:
@@ -171,7 +173,7 @@ class Tracker:
         # The client's own retries take minutes; ours go on as long as the run does.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        pause, attempts = FIRST_PAUSE, 0
+        pause, failures, attempts = FIRST_PAUSE, 0, 0
         while True:
             self._wake.clear()
             following = self._spool.next()
@@ -192,9 +194,11 @@ class Tracker:
                 Exception
             ) as error:  # whatever the server or its client raises, training goes on and says so
                 self._failure = f"{type(error).__name__}: {one_line_of(error)}"
-                attempts += 1
+                failures += 1
+                # A server that is not there, however long, has refused no record.
+                attempts += self._client is not None
                 if self._client is None or (_passing(error) and attempts < MOST_ATTEMPTS):
-                    if attempts == 1:
+                    if failures == 1:
                         log.warning(
                             "MLflow is not available (%s): records are kept in %s until it is",
                             self._failure,
@@ -208,7 +212,7 @@ class Tracker:
                     continue
                 self._refused += 1
             assert following is not None
-            pause, attempts = FIRST_PAUSE, 0
+            pause, failures, attempts = FIRST_PAUSE, 0, 0
             self._spool.sent(following[1])
         if self._monitor is not None:
             self._monitor.finish()
@@ -265,6 +269,8 @@ class Tracker:
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # A stack trace for each attempt at a database that is full or locked, which is said here once.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         uri = tracking_uri(self._config, self._run_dir)
         client = MlflowClient(tracking_uri=uri)
         if self.run_id is not None:

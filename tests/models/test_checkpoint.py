@@ -18,6 +18,7 @@ from segclip.models.checkpoint import (
 )
 from segclip.models.names import to_released
 from segclip.models.segclip import SegCLIP
+from tests.small_disk import small_disk
 
 # Sizes that a released checkpoint can tell: text heads of width 64, eight decoder heads, full context.
 RELEASED = {
@@ -103,6 +104,13 @@ def test_the_place_of_clips_weights_is_not_published(tiny_config, tmp_path, writ
     assert same(loaded, model)
     assert loaded.config == model.config.model_copy(update={"init_from": "local-dir:clip"})
     assert model.config.init_from == "local-dir:/home/somebody/clip"
+
+
+def test_a_full_disk_is_named_with_the_bytes_wanted(model) -> None:
+    with small_disk(64) as disk, pytest.raises(OSError, match=r"space") as caught:
+        export(model, disk / "export")
+    assert str(caught.value).startswith(f"{disk}/export/model.safetensors cannot be written: ")
+    assert " bytes wanted, " in str(caught.value)
 
 
 def test_bfloat16_weights_keep_their_bits(tiny_model, tmp_path) -> None:

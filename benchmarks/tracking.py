@@ -1,0 +1,151 @@
+"""What recording in MLflow costs a training step when the server takes ten seconds for each answer.
+
+    python -m benchmarks.tracking
+
+A real MLflow server, behind a proxy that holds back each answer. Blocks of steps of a small network alternate: in one
+every step hands its metrics to a tracker of that server, which sends them meanwhile; in the next no step does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.report import Figure, arguments, print_figures, write_report
+from benchmarks.shaping_proxy import shaping_proxy
+
+SECONDS_A_CALL = 10.0
+RATIO = 1.05
+STEPS = 25
+METRICS = {f"loss/{number}": 1.0 for number in range(40)}
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = arguments(__doc__)
+    parser.add_argument("--pairs", type=int, help="pairs of blocks (default: 8; quick: 2)")
+    given = parser.parse_args()
+    pairs = given.pairs or (2 if given.quick else 8)
+    if pairs < 1:
+        parser.error(f"--pairs must be at least 1, got {pairs}")
+    from segclip.trainer.tracking import Tracker, TrackingConfig
+
+    # That the server is slow is what this is about.
+    logging.getLogger("segclip.trainer.tracking").setLevel(logging.ERROR)
+    step = small_step()
+    ratios, recorded, alone, calls = [], [], [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow_server(Path(folder)) as port,
+        shaping_proxy(port, rate=None, first_byte=SECONDS_A_CALL) as slow,
+    ):
+        config = TrackingConfig(experiment="benchmark", uri=slow, flush_seconds=0.01, system_metrics=False)
+        block(step)  # nothing is warm before
+        for pair in range(pairs):
+            tracker = Tracker(config, Path(folder, f"run-{pair}"), "benchmark")
+            if pair == 0:
+                tracker.wait_for_run_id(120)  # imports MLflow, once in a process
+
+            def record(number: int, tracker: Tracker = tracker) -> None:
+                begin = time.perf_counter()
+                tracker.metrics(METRICS, number)
+                calls.append(time.perf_counter() - begin)
+
+            found = {}
+            for name in ("recorded", "alone") if pair % 2 == 0 else ("alone", "recorded"):
+                found[name] = block(step, record if name == "recorded" else None)
+            tracker.drain()
+            recorded.append(found["recorded"])
+            alone.append(found["alone"])
+            ratios.append(found["recorded"] / found["alone"])
+    ratio = statistics.median(ratios)
+    figures = {
+        "step with metrics sent / without": Figure(
+            ratio,
+            "",
+            RATIO,
+            ratio <= RATIO,
+            f"{1e3 * statistics.median(recorded):.1f} ms beside {1e3 * statistics.median(alone):.1f} ms, medians of "
+            f"{pairs} pairs of {STEPS} steps; the server takes {SECONDS_A_CALL:.0f} s a call",
+        ),
+        "longest call of the tracker": Figure(1e3 * max(calls), "ms", beside=f"of {len(calls)}"),
+    }
+    print_figures("MLflow that is slow", figures)
+    write_report(given.json, figures)
+
+
+def block(step: Callable[[], None], record: Callable[[int], None] | None = None) -> float:
+    """Median seconds of some steps, each followed by its record."""
+    seconds = []
+    for number in range(STEPS):
+        begin = time.perf_counter()
+        step()
+        if record is not None:
+            record(number)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def small_step() -> Callable[[], None]:
+    """Forward, backward and update of a small network: some tens of milliseconds."""
+    import torch
+
+    torch.set_num_threads(1)
+    network = torch.nn.Sequential(
+        *(
+            torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(3)
+        )
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    content = torch.randn(8, 64, 128)
+
+    def step() -> None:
+        network(content).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """MLflow's own on the loopback, while the context is open; gives its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "files")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError("the MLflow server does not start") from error
+                time.sleep(0.2)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
