@@ -42,7 +42,7 @@ def test_its_cases_run_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.gpu_training", "--network", "quickstart", "--batches", "8"),
-            *("--steps", "1", "--only", "plain tf32", "plain autocast", "kernels", "large", "--json", path),
+            *("--steps", "1", "--only", "plain autocast", "large", "--json", path),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -51,6 +51,5 @@ def test_its_cases_run_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(path.read_text())["figures"]
-    wanted = ["plain tf32", "plain autocast", "kernels"]
-    assert all(figures[f"batch 8, {name}"]["value"] > 0 for name in wanted), figures
+    assert figures["batch 8, plain autocast"]["value"] > 0, figures
     assert figures["batch 16, 16 in passes of 4"]["value"] > 0, figures
