@@ -180,9 +180,10 @@ class Stall:
     def over(self) -> None:
         """Something arrived."""
         self._last = time.monotonic()
-        if self._next > self._first:
+        if self._next > self._first:  # asked without the lock, as this is called for every piece that arrives
             with self._lock:
-                self._next = self._first
+                said, self._next = self._next > self._first, self._first
+            if said:
                 log.warning("%s answers again", self._url)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "find_latest",
     "load_checkpoint",
     "newest_intact",
+    "remove_unfinished",
 ]
 
 CHECKSUMS = "checksums.json"
@@ -92,7 +93,7 @@ def newest_intact(run_dir: str | Path, ranks: Ranks) -> Path | None:
         RankError: there are checkpoints, but none is intact: training would begin anew.
     """
     root = checkpoint_folder(run_dir)
-    agreed(ranks, lambda: _remove_unfinished(root) if ranks.is_first else None)
+    agreed(ranks, lambda: remove_unfinished(root) if ranks.is_first else None)
     found: list[tuple[Path, bool]] = broadcast(
         [(folder, (folder / CHECKSUMS).is_file()) for folder in _all(root)][::-1]
     )
@@ -157,7 +158,8 @@ def complete(root: Path) -> list[Path]:
     return [folder for folder in _all(root) if (folder / CHECKSUMS).is_file()]
 
 
-def _remove_unfinished(root: Path) -> None:
+def remove_unfinished(root: Path) -> None:
+    """Remove what was begun in a folder of checkpoints and never published."""
     for folder in root.glob(f"{WRITING}*"):
         shutil.rmtree(folder)
 

@@ -7,7 +7,6 @@ and hashed; only then does rank 0 rename the folder, and last the file ``latest`
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,15 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError
-from segclip.trainer.checkpoint import CHECKSUMS, WRITING, CheckpointConfig, checkpoint_folder, complete
+from segclip.free_space import describe_unwritten
+from segclip.trainer.checkpoint import (
+    CHECKSUMS,
+    WRITING,
+    CheckpointConfig,
+    checkpoint_folder,
+    complete,
+    remove_unfinished,
+)
 from segclip.trainer.checkpoint_upload import Uploads
 from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
 from segclip.trainer.faults import fail_at
@@ -106,7 +113,7 @@ class CheckpointWriter:
         try:
             agreed(self._ranks, lambda: self._prepare(writing, state))
         except UserError as error:
-            self._problem = error
+            self._failed(error, writing)
         else:
             files = self._copy(writing)
             self.cost.blocked = time.perf_counter() - begin
@@ -129,21 +136,27 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         problem, self._problem = self._problem, None
-        if problem is None:
-            return
-        if last or not isinstance(problem, UserError):
+        # One that could not be written has been said; any other is an error of this program.
+        if problem is not None and (last or not isinstance(problem, UserError)):
             raise problem
+
+    def _failed(self, problem: BaseException, writing: Path) -> None:
+        self._problem = problem
+        if not isinstance(problem, UserError):
+            return
         self.cost.failed += 1
         if self._ranks.is_first:
+            shutil.rmtree(writing, ignore_errors=True)  # what is there of it takes the room of the next
             print(
                 f"warning: no checkpoint: {problem}. Training goes on, and the next one is tried",
                 file=sys.stderr,
+                flush=True,
             )
 
     def _prepare(self, writing: Path, state: TrainState) -> None:
         if not self._ranks.is_first:
             return
-        shutil.rmtree(writing, ignore_errors=True)
+        remove_unfinished(self._root)
         writing.mkdir(parents=True)
         _write_flushed(writing / STATE, json.dumps(asdict(state), indent=1))
         _write_flushed(writing / "config.yaml", self._config_yaml)
@@ -183,7 +196,7 @@ class CheckpointWriter:
                     flush=True,
                 )
         except BaseException as error:  # raised by wait
-            self._problem = error
+            self._failed(error, writing)
 
     def _write_files(self, writing: Path, files: dict[Path, Any], step: int) -> dict[str, str]:
         sums = {}
@@ -207,24 +220,47 @@ class CheckpointWriter:
         os.rename(writing, final)
         _flush_folder(root)
         fail_at("publish pointer", step)
-        best = f"step-{state.best.step:08d}" if state.best is not None and self._config.keep_best else None
-        for name, folder in (("latest", final.name), ("best", best)):
-            if folder is not None:
-                _write_flushed(root / f"{name}.new", folder + "\n")
-                fail_at(f"publish {name}", step)
-                os.replace(root / f"{name}.new", root / name)
-        _flush_folder(root)
-        fail_at("publish prune", step)
-        shutil.rmtree(root / f"{WRITING}replaced-{final.name}", ignore_errors=True)
-        folders = {step_of(folder): folder for folder in complete(root)}
-        old = superfluous(folders, None if state.best is None else state.best.step, self._config)
-        if self._uploads is None:
-            for each in old:
-                shutil.rmtree(folders[each])
-        else:
-            self._uploads.delete(folders[each] for each in old)
+        try:
+            self._point_and_prune(final.name, state)
+        except OSError as error:
+            print(
+                f"warning: {final.name} is saved, but not all that follows it: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self._uploads is not None:
             self._uploads.begin()
         fail_at("publish done", step)
+
+    def _point_and_prune(self, latest: str, state: TrainState) -> None:
+        """Name the newest and the best checkpoint, and delete those that need not be kept."""
+        root = self._root
+        folders = {step_of(folder): folder for folder in complete(root)}
+        best = self._best(folders, state)
+        for name, target in (("latest", latest), ("best", None if best is None else folders[best].name)):
+            if target is not None:
+                _write_flushed(root / f"{name}.new", target + "\n")
+                fail_at(f"publish {name}", state.step)
+                os.replace(root / f"{name}.new", root / name)
+        _flush_folder(root)
+        fail_at("publish prune", state.step)
+        shutil.rmtree(root / f"{WRITING}replaced-{latest}", ignore_errors=True)
+        old = [folders[step] for step in superfluous(folders, best, self._config)]
+        if self._uploads is not None:
+            self._uploads.delete(old)
+        else:
+            for folder in old:
+                shutil.rmtree(folder)
+
+    def _best(self, folders: Mapping[int, Path], state: TrainState) -> int | None:
+        """Step of the best checkpoint that there is: the one of the best score may not have been written."""
+        if state.best is None or not self._config.keep_best:
+            return None
+        if state.best.step in folders:
+            return state.best.step
+        pointer = self._root / "best"
+        named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        return next((step for step, folder in folders.items() if folder.name == named), None)
 
 
 def _save(value: Any, path: Path) -> None:
@@ -239,15 +275,9 @@ def _told(path: Path, size: int) -> Iterator[None]:
     """Let an error of writing name the file, its bytes and those that are free."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        free = shutil.disk_usage(path.parent).free
-        # torch makes a RuntimeError of whatever the file says.
-        number = error.errno if isinstance(error, OSError) else errno.ENOSPC if free < size else None
-        if number is None:
-            raise
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of whatever the file says
         raise OSError(
-            f"cannot write {path} ({size:,} bytes; {free:,} are free there): {os.strerror(number)}. Make room, or "
-            "lower checkpoint.keep_last"
+            f"{describe_unwritten(error, path, size)}; make room, or lower checkpoint.keep_last"
         ) from error
 
 

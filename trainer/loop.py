@@ -23,7 +23,7 @@ from segclip.trainer.checkpoint_upload import Uploads, restored
 from segclip.trainer.checkpoint_writer import CheckpointWriter
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
-from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
+from segclip.trainer.distributed import RankError, Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import build_engine, set_learning_rates
 from segclip.trainer.export import describe_data, export_checkpoint
 from segclip.trainer.faults import fail_at
@@ -63,6 +63,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     """
     run_dir = Path(config.run_dir)
     config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    stopping = Stopping(ranks)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
     agreed(ranks, lambda: hold_run_folder(run_dir) if ranks.is_first else None)
     latest = restored(config, newest_intact(run_dir, ranks), ranks)
@@ -90,24 +91,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     tracker = agreed(ranks, lambda: _begin_records(config, state) if ranks.is_first else None)
     _announce(config, ranks, engine, latest, first_step, micro_batch, changes)
 
-    status = "FAILED"
+    uploads = Uploads(config)
+    writer = CheckpointWriter(engine, config.checkpoint, run_dir, config_yaml, ranks, uploads)
     try:
         begin = time.perf_counter()
-        uploads = Uploads(config)
-        with Stopping(ranks) as stopping:
-            _run_steps(
-                config,
-                ranks,
-                engine,
-                stream,
-                state,
-                tracker,
-                config_yaml,
-                data,
-                micro_batch,
-                stopping,
-                uploads,
-            )
+        _run_steps(config, ranks, engine, stream, state, tracker, data, micro_batch, stopping, writer)
         seconds = time.perf_counter() - begin
         samples = (config.train.steps - first_step) * config.train.global_batch
         # A run that was complete already has no speed.
@@ -115,13 +103,25 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         _conclude(config, ranks, speed, tracker)
         if config.checkpoint.upload is not None:
             on_first(ranks, uploads.finish)
-        status = "FINISHED"
-    except StopAsked:
-        status = "KILLED"
+    except (RankError, StopAsked) as error:
+        # On all ranks. The checkpoint that is being written shall be whole, and what waits be sent; and nobody leaves
+        # before, since launchers end the others when one has left.
+        writer.wait(last=True)
+        status = "KILLED" if isinstance(error, StopAsked) else "FAILED"
+        on_first(ranks, lambda: _finish(tracker, status))
+        if config.checkpoint.upload is not None:
+            on_first(ranks, uploads.wait)
         raise
-    finally:
-        if tracker is not None:
-            tracker.finish(status)
+    except BaseException:
+        _finish(tracker, "FAILED")
+        raise
+    _finish(tracker, "FINISHED")
+    stopping.close()
+
+
+def _finish(tracker: Tracker | None, status: str) -> None:
+    if tracker is not None:
+        tracker.finish(status)
 
 
 def _begin_records(config: RunConfig, state: TrainState | None) -> Tracker | None:
@@ -185,11 +185,10 @@ def _run_steps(
     stream: BatchStream,
     state: TrainState | None,
     tracker: Tracker | None,
-    config_yaml: str,
     data: dict[str, Any],
     micro_batch: int,
     stopping: Stopping,
-    uploads: Uploads,
+    writer: CheckpointWriter,
 ) -> None:
     steps = config.train.steps
     first_step = state.step if state is not None else 0
@@ -203,7 +202,6 @@ def _run_steps(
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned
     batches = provide(stream, engine.device)
-    writer = CheckpointWriter(engine, config.checkpoint, config.run_dir, config_yaml, ranks, uploads)
 
     def save(step: int) -> None:
         run_id = broadcast(tracker.run_id if tracker is not None else None)
@@ -223,9 +221,6 @@ def _run_steps(
             stream.counts = counts  # the batch that some rank has got is no step's
             if saved < step - 1:
                 save(step - 1)
-            writer.wait(last=True)
-            if config.checkpoint.upload is not None:
-                on_first(ranks, uploads.wait)
             raise
         waited += time.perf_counter() - begin
         result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)
@@ -264,6 +259,7 @@ def _run_steps(
             save(step)
             saved = step
     writer.wait(last=True)
+    stopping.finish()
 
 
 def _reduced(result: StepResult) -> dict[str, float]:

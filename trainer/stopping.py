@@ -6,7 +6,9 @@ the ranks agree whether to make it: one small reduction on the CPU, which waits 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -31,25 +33,32 @@ class StopAsked(UserError):
 
 
 class Stopping:
-    """Watches for reasons to stop; a context manager, within which the signals do not end the process."""
+    """Watches for reasons to stop.
+
+    Args:
+        ranks: this process among all.
+
+    Until ``close`` a signal ends this process with ``ASKED``: between steps, as ``next`` and ``finish`` say, or at
+    once where no step is made: there nothing is lost.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         self._asked = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stopping:
+        self._stepping = False
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        self._before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let the signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._asked = number
+        if not self._stepping:
+            print(f"[rank {self._ranks.rank}] {_told(number)}: no step is lost", file=sys.stderr, flush=True)
+            os._exit(ASKED)
 
     def next(self, batches: Iterator[Item]) -> Item:
         """The next batch, once every rank has one.
@@ -60,6 +69,7 @@ class Stopping:
         """
         problem: Exception | None = None
         batch: Item | None = None
+        self._stepping = True
         doing("getting the next batch")
         try:
             batch = next(batches)
@@ -68,14 +78,26 @@ class Stopping:
         doing("the all-reduce that agrees on going on with the next step")
         verdict = torch.tensor([problem is not None, self._asked], dtype=torch.int32)
         dist.all_reduce(verdict, dist.ReduceOp.MAX, group=self._group)
-        # torch raises an error wherever the main thread is when a worker has died; at its queue is soon enough.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         failed, asked = verdict.tolist()
         if asked:  # first: who ends a job signals the workers too, whose data is missed then
-            raise StopAsked(f"asked to stop by {signal.Signals(asked).name}")
+            raise StopAsked(_told(asked))
         if failed:
             self._raise(problem)
         return batch  # type: ignore[return-value]
+
+    def finish(self) -> None:
+        """No step follows.
+
+        Raises:
+            StopAsked: a signal has arrived at some rank during the last step.
+        """
+        asked = torch.tensor(self._asked, dtype=torch.int32)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        if asked:
+            raise StopAsked(_told(int(asked)))
+        self._stepping = False
+        if self._asked:  # since the others were asked about it
+            self._note(self._asked, None)
 
     def _raise(self, problem: Exception | None) -> None:
         problems: list[str | None] = [None] * self._ranks.world_size
@@ -84,3 +106,7 @@ class Stopping:
         raise RankError(
             f"rank {first}: {problems[first]}", is_reporter=self._ranks.rank == first
         ) from problem
+
+
+def _told(number: int) -> str:
+    return f"asked to stop by {signal.Signals(number).name}"

@@ -110,7 +110,12 @@ class Watch:
                 continue
 
     def _judge(self) -> None:
+        looked = time.monotonic()
         while not self._over.wait(self._period / 2):
+            slept, looked = time.monotonic() - looked, time.monotonic()
+            if slept > 3 * self._period:
+                # This process was held up itself, perhaps with all others: a job that was suspended, a paused machine.
+                self._seen = {rank: (beat, looked) for rank, (beat, _) in self._seen.items()}
             self._found = self._found or self._lost()
             if self._found is not None:
                 self._end(self._found)

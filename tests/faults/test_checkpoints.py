@@ -37,7 +37,7 @@ def test_kills_while_files_are_written(run: Run, unbroken: Run) -> None:
         assert run.fired() == [each.where for each in WRITES[: count + 1]], text
         assert resumed_from(text) == (2 if count else None)
         assert codes[fault.rank] == -9
-        assert codes[1 - fault.rank] not in (0, None)
+        assert codes[1 - fault.rank] == 69, text
         assert run.checkpoints() == [".writing-step-00000004", "step-00000002"]
     codes, text = run()
     assert codes == [0, 0], text
@@ -61,7 +61,7 @@ def test_kills_around_each_step_of_publishing(run: Run, unbroken: Run, where: st
     codes, text = run(faults=[Fault(where, 4)])
     assert run.fired() == [where], text
     assert codes[0] == -9
-    assert codes[1] not in (0, None)
+    assert codes[1] == 69, text
     codes, text = run(faults=[Fault(where, 4)])
     assert run.fired() == [where]
     assert codes == [0, 0], text
@@ -148,13 +148,12 @@ def test_a_full_disk(run: Run, unbroken: Run, little_disk: Path, background: boo
     assert codes == [2, 2], text
     warning = next(line for line in text.splitlines() if line.startswith("warning: no checkpoint"))
     assert str(little_disk) in warning
-    assert re.search(r"\([\d,]+ bytes; [\d,]+ are free there\): No space left on device", warning)
+    assert re.search(r"No space left on device \([\d,]+ bytes wanted, [\d,]+ are free there\)", warning)
     assert "Training goes on" in warning
     assert f"step {STEPS}/" in text
     (error,) = [line for line in text.splitlines() if "error: " in line]
     assert "No space left on device" in error
-    assert "step-00000002" in full.checkpoints()
-    assert not set(full.checkpoints()) & {"step-00000004", "step-00000006"}
+    assert full.checkpoints() == ["step-00000002"]
     subprocess.run(["mount", "-o", "remount,size=64m", little_disk], check=True)
     codes, text = full(setting)
     assert codes == [0, 0], text
