@@ -2,8 +2,9 @@
 
     python -m benchmarks.tracking
 
-A real MLflow server, behind a proxy that holds back each answer. Blocks of steps of a small network alternate: in one
-every step hands its metrics to a tracker of that server, which sends them meanwhile; in the next no step does.
+A real MLflow server, behind a proxy that holds back each answer. Steps of a small network take turns, in an order that
+changes: one hands its metrics to a tracker of that server, which sends them meanwhile, two others do not; what these
+two differ by is the noise of the machine.
 """
 
 from __future__ import annotations
@@ -27,74 +28,62 @@ from benchmarks.shaping_proxy import shaping_proxy
 
 SECONDS_A_CALL = 10.0
 RATIO = 1.05
-STEPS = 25
 METRICS = {f"loss/{number}": 1.0 for number in range(40)}
 
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__)
-    parser.add_argument("--pairs", type=int, help="pairs of blocks (default: 8; quick: 2)")
+    parser.add_argument("--steps", type=int, help="steps of each kind (default: 300; quick: 60)")
     given = parser.parse_args()
-    pairs = given.pairs or (2 if given.quick else 8)
-    if pairs < 1:
-        parser.error(f"--pairs must be at least 1, got {pairs}")
+    steps = (60 if given.quick else 300) if given.steps is None else given.steps
+    if steps < 1:
+        parser.error(f"--steps must be at least 1, got {steps}")
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401  which takes seconds, once in a process
+
     from segclip.trainer.tracking import Tracker, TrackingConfig
 
     # That the server is slow is what this is about.
     logging.getLogger("segclip.trainer.tracking").setLevel(logging.ERROR)
     step = small_step()
-    ratios, recorded, alone, calls = [], [], [], []
+    kinds = ("recorded", "alone", "alone again")
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    calls = []
     with (
         tempfile.TemporaryDirectory() as folder,
         mlflow_server(Path(folder)) as port,
         shaping_proxy(port, rate=None, first_byte=SECONDS_A_CALL) as slow,
     ):
         config = TrackingConfig(experiment="benchmark", uri=slow, flush_seconds=0.01, system_metrics=False)
-        block(step)  # nothing is warm before
-        for pair in range(pairs):
-            tracker = Tracker(config, Path(folder, f"run-{pair}"), "benchmark")
-            if pair == 0:
-                tracker.wait_for_run_id(120)  # imports MLflow, once in a process
-
-            def record(number: int, tracker: Tracker = tracker) -> None:
+        tracker = Tracker(config, Path(folder, "run"), "benchmark")
+        for _ in range(10):
+            step()  # nothing is warm before
+        for number in range(steps):
+            for turn in range(len(kinds)):
+                kind = kinds[(number + turn) % len(kinds)]
                 begin = time.perf_counter()
-                tracker.metrics(METRICS, number)
-                calls.append(time.perf_counter() - begin)
-
-            found = {}
-            for name in ("recorded", "alone") if pair % 2 == 0 else ("alone", "recorded"):
-                found[name] = block(step, record if name == "recorded" else None)
-            tracker.drain()
-            recorded.append(found["recorded"])
-            alone.append(found["alone"])
-            ratios.append(found["recorded"] / found["alone"])
-    ratio = statistics.median(ratios)
+                step()
+                if kind == "recorded":
+                    before = time.perf_counter()
+                    tracker.metrics(METRICS, number)
+                    calls.append(time.perf_counter() - before)
+                seconds[kind].append(time.perf_counter() - begin)
+        left = tracker.drain()
+    middle = {kind: statistics.median(seconds[kind]) for kind in kinds}
+    ratio, noise = (middle[kind] / middle["alone"] for kind in ("recorded", "alone again"))
     figures = {
         "step with metrics sent / without": Figure(
             ratio,
             "",
             RATIO,
             ratio <= RATIO,
-            f"{1e3 * statistics.median(recorded):.1f} ms beside {1e3 * statistics.median(alone):.1f} ms, medians of "
-            f"{pairs} pairs of {STEPS} steps; the server takes {SECONDS_A_CALL:.0f} s a call",
+            f"{1e3 * middle['recorded']:.1f} ms beside {1e3 * middle['alone']:.1f} ms, medians of {steps} steps; "
+            f"noise {noise:.3f}; the server takes {SECONDS_A_CALL:.0f} s a call, {left} records wait at the end",
         ),
         "longest call of the tracker": Figure(1e3 * max(calls), "ms", beside=f"of {len(calls)}"),
     }
     print_figures("MLflow that is slow", figures)
     write_report(given.json, figures)
-
-
-def block(step: Callable[[], None], record: Callable[[int], None] | None = None) -> float:
-    """Median seconds of some steps, each followed by its record."""
-    seconds = []
-    for number in range(STEPS):
-        begin = time.perf_counter()
-        step()
-        if record is not None:
-            record(number)
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
 
 
 def small_step() -> Callable[[], None]:
