@@ -7,6 +7,7 @@ and hashed; only then does rank 0 rename the folder, and last the file ``latest`
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError
-from segclip.free_space import describe_unwritten
+from segclip.free_space import describe_unwritten, free_bytes
 from segclip.trainer.checkpoint import (
     CHECKSUMS,
     WRITING,
@@ -275,7 +276,10 @@ def _told(path: Path, size: int) -> Iterator[None]:
     """Let an error of writing name the file, its bytes and those that are free."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of whatever the file says
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and (free_bytes(path) or 0) < size:
+            # torch makes one of whatever the file says.
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise OSError(
             f"{describe_unwritten(error, path, size)}; make room, or lower checkpoint.keep_last"
         ) from error
