@@ -11,7 +11,7 @@ start to the end of its first step, of two samples.
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
 import subprocess
 import sys
@@ -34,14 +34,20 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="saves of either way (default: 3)")
+    parser.add_argument(
+        "--save", metavar="FOLDER", help="(internal) save checkpoints there, print what they took"
+    )
     parser.add_argument("--resume", metavar="FOLDER", help="(internal) resume from this run and make a step")
     given = parser.parse_args()
+    if given.save:
+        print(json.dumps(save(Path(given.save), given.quick, given.rounds)))
+        return
     if given.resume:
-        resume(Path(given.resume), given.quick)
+        print(resume(Path(given.resume), given.quick))
         return
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory() as folder:
-        size, seconds = save(Path(folder), given.quick, given.rounds)
+        size, seconds = json.loads(_part("--save", folder, given.quick, given.rounds))
         waiting, first, blocked = (
             statistics.median(seconds[name]) for name in ("waiting", "first", "blocked")
         )
@@ -58,24 +64,23 @@ def main() -> None:
             ratio <= BLOCKED,
             f"{min(seconds['blocked']):.2f}-{max(seconds['blocked']):.2f} s",
         )
-        command = [sys.executable, "-m", "benchmarks.checkpointing", "--resume", folder]
         begin = time.perf_counter()
-        done = subprocess.run(
-            [*command, *(["--quick"] if given.quick else [])],
-            cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name != "MASTER_PORT"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        parts = _part("--resume", folder, given.quick, given.rounds)
         took = time.perf_counter() - begin
-        if done.returncode != 0:
-            raise RuntimeError(f"the resumed run failed: {done.stderr}")
-        figures["start of a process to its first step"] = Figure(
-            took, "s", RESUME, took <= RESUME, done.stdout.strip().splitlines()[-1]
-        )
+        figures["start of a process to its first step"] = Figure(took, "s", RESUME, took <= RESUME, parts)
     print_figures("Checkpoints", figures)
     write_report(given.json, figures)
+
+
+def _part(what: str, folder: str, quick: bool, rounds: int) -> str:
+    """The last line of this program in a process of its own, so that one does not hold the other's memory."""
+    command = [sys.executable, "-m", "benchmarks.checkpointing", what, folder, "--rounds", str(rounds)]
+    done = subprocess.run(
+        [*command, *(["--quick"] if quick else [])], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} failed: {done.stderr}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def save(folder: Path, quick: bool, rounds: int) -> tuple[int, dict[str, list[float]]]:
@@ -115,8 +120,8 @@ def save(folder: Path, quick: bool, rounds: int) -> tuple[int, dict[str, list[fl
     return sum(path.stat().st_size for path in newest.iterdir()), seconds
 
 
-def resume(folder: Path, quick: bool) -> None:
-    """Load the newest checkpoint, make a step, and print what took how long."""
+def resume(folder: Path, quick: bool) -> str:
+    """Load the newest checkpoint and make a step: seconds of each part."""
     begin = time.perf_counter()
     from segclip.trainer.checkpoint import load_checkpoint, newest_intact
     from segclip.trainer.distributed import start
@@ -138,7 +143,7 @@ def resume(folder: Path, quick: bool) -> None:
     for name, mark in marks.items():
         told.append(f"{name} {mark - begin:.1f}")
         begin = mark
-    print(", ".join(told))
+    return ", ".join(told)
 
 
 def _config(quick: bool) -> RunConfig:
