@@ -25,7 +25,9 @@ from segclip.console import UserError
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Entry, Store, local_path, open_store
 from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete
+from segclip.trainer.durable import flush_folder, remove, write_flushed
 from segclip.trainer.faults import fail_at
+from segclip.trainer.resuming import step_of
 from segclip.trainer.retention import Retention, superfluous
 from segclip.trainer.train_state import STATE, read_state
 
@@ -109,7 +111,7 @@ def upload(folder: Path, url: str) -> int:
         OSError: a file cannot be read.
     """
     store = open_store(url, create=True)
-    name, step = folder.name, int(folder.name.removeprefix("step-"))
+    name, step = folder.name, step_of(folder)
     content = (folder / CHECKSUMS).read_bytes()
     manifest, unfinished = f"{name}/{CHECKSUMS}", f"{name}/{UNFINISHED}"
     there = {entry.path: entry.size for entry in store.list(name)}
@@ -163,7 +165,7 @@ def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None)
     local = complete(root)
     best = read_state(local[-1]).best if local else None
     best_step = None if best is None else best.step
-    own = {int(folder.name.removeprefix("step-")): folder for folder in local}
+    own = {step_of(folder): folder for folder in local}
     passed = superfluous(own, best_step, rule)
     sent = {
         own[step].name: upload(own[step], url) for step in sorted(own, reverse=True) if step not in passed
@@ -305,12 +307,12 @@ def _fetch_one(store: Store, each: Stored, root: Path) -> Path:
     if problems:
         shutil.rmtree(writing)
         raise DamagedError("; ".join(problems))
-    _write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
-    _flush_folder(writing)
+    write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
+    flush_folder(writing)
     if final.exists():  # torn
         shutil.rmtree(final)
     os.rename(writing, final)
-    _flush_folder(root)
+    flush_folder(root)
     return final
 
 
@@ -332,25 +334,10 @@ def _check_run(store: Store, run: str | None) -> None:
 
 def _remove(store: Store, each: Stored) -> None:
     """Its list first: what is left if this is cut short is no checkpoint."""
-    if each.is_complete:
-        store.delete([each.entries[CHECKSUMS].path])
     folder = local_path(store.url)
     if folder is not None:
-        shutil.rmtree(folder / each.name)
+        remove(folder / each.name)
         return
+    if each.is_complete:
+        store.delete([each.entries[CHECKSUMS].path])
     store.delete([entry.path for name, entry in each.entries.items() if name != CHECKSUMS])
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

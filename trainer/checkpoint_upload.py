@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -24,6 +23,7 @@ from segclip.trainer import checkpoint_store
 from segclip.trainer.checkpoint import checkpoint_folder, complete
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, broadcast, on_first
+from segclip.trainer.durable import remove
 from segclip.trainer.resuming import step_of
 from segclip.trainer.watch import doing
 
@@ -66,7 +66,7 @@ class Uploads:
                 if folder in self._reading:
                     self._doomed.add(folder)
                 else:
-                    shutil.rmtree(folder)
+                    remove(folder)
 
     def wait(self) -> None:
         """Wait until all that is published has been sent, or could not be."""
@@ -103,7 +103,13 @@ class Uploads:
             self._send()
             with self._lock:
                 while self._doomed:
-                    shutil.rmtree(self._doomed.pop(), ignore_errors=True)
+                    self._remove(self._doomed.pop())
+
+    def _remove(self, folder: Path) -> None:
+        try:
+            remove(folder)
+        except OSError as error:  # what is sent next does not depend on it
+            print(f"warning: {folder} could not be deleted: {one_line(error)}", file=sys.stderr, flush=True)
 
     def _published(self) -> frozenset[Path]:
         return frozenset(complete(checkpoint_folder(self._config.run_dir)))
