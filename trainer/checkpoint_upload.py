@@ -55,7 +55,7 @@ class Uploads:
         with self._lock:
             self._wanted = True
             self._reading |= self._published()
-            if self._thread is None:
+            if not self._is_sending():
                 self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
                 self._thread.start()
 
@@ -63,7 +63,7 @@ class Uploads:
         """Delete checkpoints, those that are being sent as soon as that is over."""
         with self._lock:
             for folder in folders:
-                if folder in self._reading:
+                if folder in self._reading and self._is_sending():
                     self._doomed.add(folder)
                 else:
                     remove(folder)
@@ -91,6 +91,9 @@ class Uploads:
                 f"{self._failure}. The same command tries again"
             )
 
+    def _is_sending(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -98,7 +101,7 @@ class Uploads:
                     self._reading = frozenset()
                     self._thread = None
                     return
-                self._wanted = False
+                self._wanted, self._failure = False, "they were not sent to their end"
                 self._reading = self._published()
             self._send()
             with self._lock:
@@ -119,7 +122,9 @@ class Uploads:
         rule, url = config.checkpoint, config.checkpoint.upload
         try:
             sent = _apart(checkpoint_store.send, config.run_dir, url, rule, config.name)
-        except (ValueError, OSError, UserError) as error:
+        except (
+            Exception
+        ) as error:  # a fault of ours too must not end the thread: nothing would be sent from then on
             self._failure = one_line(error)
             print(
                 f"warning: checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next "
