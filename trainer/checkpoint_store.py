@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None)
 def fetch(url: str, run_dir: str | Path, after: int = -1, run: str | None = None) -> Path | None:
     """Bring the newest intact checkpoint at ``url`` into a run's folder, as if it had been written there.
 
-    One whose bytes are not those that were uploaded is passed over for the one before.
+    One whose bytes are not those that were uploaded is passed over for the one before. There it counts no longer as a
+    checkpoint then, or it would stay the newest, and good ones be deleted in its stead; unless the run had nothing else
+    to go on from, since it is all that is left.
 
     Args:
         url: the store.
@@ -203,17 +206,22 @@ def fetch(url: str, run_dir: str | Path, after: int = -1, run: str | None = None
     store = open_store(url, create=True)
     _check_run(store, run)
     root = checkpoint_folder(run_dir)
-    problems = []
+    problems: list[tuple[Stored, str]] = []
+    found: Path | None = None
     for each in reversed(stored(store)):
         if not each.is_complete or each.step <= after:
             continue
         try:
-            return _fetch_one(store, each, root)
+            found = _fetch_one(store, each, root)
+            break
         except DamagedError as error:
-            problems.append(str(error))
-    if problems:
-        raise DamagedError("; ".join(problems))
-    return None
+            problems.append((each, str(error)))
+    if found is not None or after >= 0:
+        for each, problem in problems:
+            _disown(store, each, problem)
+    if found is None and problems:
+        raise DamagedError("; ".join(problem for _, problem in problems))
+    return found
 
 
 def checksums_of(store: Store, each: Stored) -> dict[str, str]:
@@ -314,6 +322,15 @@ def _fetch_one(store: Store, each: Stored, root: Path) -> Path:
     os.rename(writing, final)
     flush_folder(root)
     return final
+
+
+def _disown(store: Store, each: Stored, problem: str) -> None:
+    """Let a damaged checkpoint be one no longer; what is left of it is deleted by the next ``send``."""
+    print(f"{store.url}/{each.name} is damaged and not used: {problem}", file=sys.stderr, flush=True)
+    try:
+        store.delete([each.entries[CHECKSUMS].path])
+    except StoreError as error:  # what has been fetched, or lies here, can be gone on from all the same
+        print(f"warning: it still counts as a checkpoint there: {error}", file=sys.stderr, flush=True)
 
 
 def _check_run(store: Store, run: str | None) -> None:
