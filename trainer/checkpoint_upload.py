@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,10 @@ from segclip.trainer.watch import doing
 __all__ = ["Uploads", "fetch_newer", "restored"]
 
 T = TypeVar("T")
+STOP_SECONDS = 120.0
+"""Longest wait of a run that stops for what is being sent: who ends a job kills what has not ended soon."""
+OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that reach every process of a job; what they mean is for the training process to say."""
 
 
 class Uploads:
@@ -74,6 +79,22 @@ class Uploads:
         if thread is not None:
             doing("waiting for checkpoints to be uploaded")
             thread.join()
+
+    def stop(self) -> None:
+        """As ``wait``, for ``STOP_SECONDS`` at most: what is on the disk is sent by the run that goes on with it."""
+        thread = self._thread
+        if thread is None:
+            return
+        doing("waiting for checkpoints to be uploaded")
+        thread.join(STOP_SECONDS)
+        if thread.is_alive():
+            print(
+                f"warning: checkpoints are still being sent to {self._config.checkpoint.upload} after "
+                f"{STOP_SECONDS:g} s: the run stops without them. What is missing there is sent with the next "
+                "checkpoint of the same command",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def finish(self) -> None:
         """Wait, and try once more what failed.
@@ -192,6 +213,7 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
     """The result of a function in another process, which ends when this one does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([checkpoint_store.__name__])
+    _start_server()
     try:
         with ProcessPoolExecutor(1, mp_context=context, initializer=_start) as pool:
             return pool.submit(function, *arguments).result()
@@ -201,9 +223,22 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
         ) from error
 
 
+def _start_server() -> None:
+    """Start the process that forks, if it does not run, so that no signal to the whole job ends it.
+
+    It would take its forks with it in the eyes of the pool. What is blocked in a thread stays so in what it starts.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_A_JOB)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_A_JOB)  # the tracker's start has let them through again
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> None:
-    # They reach every process of a job; what they mean is for the training process to say.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in OF_A_JOB:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -225,7 +225,7 @@ def _run_steps(
                 save(step - 1)
             writer.wait(last=True)
             if config.checkpoint.upload is not None:
-                on_first(ranks, uploads.wait)
+                on_first(ranks, uploads.stop)
             raise
         waited += time.perf_counter() - begin
         result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)

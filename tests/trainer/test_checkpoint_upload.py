@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from segclip.console import UserError
+from segclip.trainer import checkpoint_upload
 from segclip.trainer.checkpoint import CheckpointConfig
 from segclip.trainer.checkpoint_store import newest
 from segclip.trainer.checkpoint_upload import Uploads
-from segclip.trainer.config import RunConfig
+from segclip.trainer.config import RunConfig, save_run_config
+from segclip.trainer.faults import FAULTS, FIRED
 from tests.distributed.conftest import SMALL
 from tests.trainer.checkpoint_files import write_checkpoint
 
@@ -71,3 +80,63 @@ def test_an_upload_thread_that_has_ended_is_started_again(
     uploads.finish()
     assert config.checkpoint.upload is not None
     assert newest(config.checkpoint.upload) == "step-00000006"
+
+
+STOPPING = """
+import signal, sys
+from segclip.trainer.checkpoint_upload import Uploads
+from segclip.trainer.config import load_run_config
+if __name__ == "__main__":
+    asked = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: asked.append(number))
+    uploads = Uploads(load_run_config(sys.argv[1]))
+    uploads.begin()
+    uploads.stop()
+    print(sorted(set(asked)))
+"""
+
+
+def test_signals_to_a_whole_job_break_no_upload(config: RunConfig, tmp_path: Path) -> None:
+    folder, fired = write_checkpoint(Path(config.run_dir), 3), tmp_path / "fired"
+    save_run_config(config, tmp_path / "config.yaml")
+    (tmp_path / "program.py").write_text(STOPPING)
+    fault = {"where": "upload file", "rank": 0, "step": 3, "what": "sleep 1"}
+    program = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", tmp_path / "config.yaml"],
+        env={**os.environ, FAULTS: json.dumps([fault]), FIRED: str(fired), "RANK": "0"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not fired.exists():
+        assert program.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(program.pid, signal.SIGTERM)
+    os.killpg(program.pid, signal.SIGUSR1)
+    printed, errors = program.communicate(timeout=60)
+    assert (program.returncode, errors) == (0, "")
+    assert len(fired.read_text().splitlines()) == 1
+    assert f"uploaded {folder.name} to" in printed
+    assert str([int(signal.SIGUSR1), int(signal.SIGTERM)]) in printed
+    assert config.checkpoint.upload is not None
+    assert newest(config.checkpoint.upload) == folder.name
+
+
+def test_a_stop_waits_only_so_long(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uploads, sent = Uploads(config), threading.Event()
+    monkeypatch.setattr(uploads, "_send", sent.wait)
+    monkeypatch.setattr(checkpoint_upload, "STOP_SECONDS", 0.1)
+    uploads.begin()
+    uploads.stop()
+    said = f"warning: checkpoints are still being sent to {config.checkpoint.upload} after 0.1 s"
+    assert said in capfd.readouterr().err
+    sent.set()
+    uploads.wait()
+    uploads.stop()
+    assert capfd.readouterr().err == ""
