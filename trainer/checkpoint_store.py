@@ -25,7 +25,7 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Entry, Store, local_path, open_store
-from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete
+from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete, set_aside
 from segclip.trainer.durable import flush_folder, remove, write_flushed
 from segclip.trainer.faults import fail_at
 from segclip.trainer.resuming import step_of
@@ -317,8 +317,8 @@ def _fetch_one(store: Store, each: Stored, root: Path) -> Path:
         raise DamagedError("; ".join(problems))
     write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
     flush_folder(writing)
-    if final.exists():  # torn
-        shutil.rmtree(final)
+    if final.exists():  # torn or damaged
+        set_aside([final])
     os.rename(writing, final)
     flush_folder(root)
     return final

@@ -21,7 +21,14 @@ from typing import TypeVar
 
 from segclip.console import UserError, one_line
 from segclip.trainer import checkpoint_store
-from segclip.trainer.checkpoint import checkpoint_folder, complete
+from segclip.trainer.checkpoint import (
+    checkpoint_folder,
+    complete,
+    find_intact,
+    newest_intact,
+    none_intact,
+    set_aside,
+)
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, broadcast, on_first
 from segclip.trainer.durable import remove
@@ -161,24 +168,34 @@ class Uploads:
             print(f"uploaded {names} to {url}: {size:,.1f} MB in {seconds:.1f} s", flush=True)
 
 
-def restored(config: RunConfig, local: Path | None, ranks: Ranks) -> Path | None:
+def restored(config: RunConfig, ranks: Ranks) -> Path | None:
     """The newest intact checkpoint of a run's folder and of ``checkpoint.upload``, in the folder; called by every rank.
+
+    Damaged ones in the folder are set aside as soon as there is one to go on from.
 
     Args:
         config: of the run.
-        local: the newest intact one in the folder, or None.
         ranks: this process among all.
 
     Raises:
-        RankError: the run's folder has none, and it cannot be told whether the store has one, or it cannot be brought
-            here: training would begin anew. Or the URL is another run's.
+        RankError: there are checkpoints, but none is intact, here or there; or the run's folder has none, and it cannot
+            be told whether the store has one, or it cannot be brought here: training would begin anew. Or the URL is
+            another run's.
     """
-    if config.checkpoint.upload is None:
-        return local
+    url, run_dir = config.checkpoint.upload, config.run_dir
+    if url is None:
+        return newest_intact(run_dir, ranks)
+    local, damages = find_intact(run_dir, ranks)
     found: list[Path | None] = [None]
 
     def bring() -> None:
-        found[0] = fetch_newer(config, local)
+        try:
+            found[0] = fetch_newer(config, local)
+        except checkpoint_store.DamagedError as error:
+            raise UserError(none_intact(run_dir, [*damages.values(), str(error)], url)) from error
+        if local is None and found[0] is None and damages:
+            raise UserError(none_intact(run_dir, damages.values(), url))
+        set_aside(folder for folder in damages if folder != found[0])
 
     on_first(ranks, bring)
     fetched: Path | None = broadcast(found[0])
@@ -189,7 +206,7 @@ def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
     """Bring the newest checkpoint of the store here if it is newer than ``local``; returns its folder.
 
     Raises:
-        UserError, ValueError, OSError: as for ``restored``.
+        UserError, ValueError, OSError: there is no ``local``, and the store's cannot be had; or it is another run's.
     """
     url, begin = config.checkpoint.upload, time.perf_counter()
     after = -1 if local is None else step_of(local)
