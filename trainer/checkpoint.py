@@ -26,10 +26,13 @@ __all__ = [
     "checkpoint_folder",
     "complete",
     "damage_of",
+    "find_intact",
     "find_latest",
     "load_checkpoint",
     "newest_intact",
+    "none_intact",
     "remove_unfinished",
+    "set_aside",
 ]
 
 CHECKSUMS = "checksums.json"
@@ -92,6 +95,15 @@ def newest_intact(run_dir: str | Path, ranks: Ranks) -> Path | None:
     Raises:
         RankError: there are checkpoints, but none is intact: training would begin anew.
     """
+    found, damages = find_intact(run_dir, ranks)
+    if found is None and damages:
+        raise RankError(none_intact(run_dir, damages.values()), is_reporter=ranks.is_first)
+    agreed(ranks, lambda: set_aside(damages) if ranks.is_first else None)
+    return found
+
+
+def find_intact(run_dir: str | Path, ranks: Ranks) -> tuple[Path | None, dict[Path, str]]:
+    """``newest_intact`` that lets damaged ones lie: it, and what is wrong with those that are newer."""
     root = checkpoint_folder(run_dir)
     agreed(ranks, lambda: remove_unfinished(root) if ranks.is_first else None)
     found: list[tuple[Path, bool]] = broadcast(
@@ -101,18 +113,20 @@ def newest_intact(run_dir: str | Path, ranks: Ranks) -> Path | None:
     for folder, is_complete in found:
         damage = damage_of(folder, ranks) if is_complete else f"{folder / CHECKSUMS} is missing"
         if damage is None:
-            agreed(ranks, lambda: _set_aside(damages) if ranks.is_first else None)
-            return folder
+            return folder, damages
         damages[folder] = damage
         if ranks.is_first:
             print(f"checkpoint {folder.name} is damaged and not used: {damage}", file=sys.stderr, flush=True)
-    if damages:
-        raise RankError(
-            f"no checkpoint of {run_dir} is intact: {'; '.join(damages.values())}. Restore one from a copy to go on, "
-            f"or delete {root} to start anew",
-            is_reporter=ranks.is_first,
-        )
-    return None
+    return None, damages
+
+
+def none_intact(run_dir: str | Path, damages: Iterable[str], url: str | None = None) -> str:
+    """That neither a run's folder nor the store at ``url`` has an intact checkpoint, and what to do."""
+    store, too = ("", "") if url is None else (f" or at {url}", f" and what lies at {url}")
+    return (
+        f"no checkpoint of {run_dir}{store} is intact: {'; '.join(damages)}. Restore one from a copy to go on, or "
+        f"delete {checkpoint_folder(run_dir)}{too} to start anew"
+    )
 
 
 def damage_of(folder: Path, ranks: Ranks) -> str | None:
@@ -164,7 +178,8 @@ def remove_unfinished(root: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _set_aside(damaged: Iterable[Path]) -> None:
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Give damaged checkpoints a name that is none's."""
     for folder in damaged:
         aside = folder.with_name(f"{DAMAGED}{folder.name}")
         if aside.exists():

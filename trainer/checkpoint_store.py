@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Entry, Store, local_path, open_store
-from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete
+from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete, set_aside
+from segclip.trainer.durable import flush_folder, remove, write_flushed
 from segclip.trainer.faults import fail_at
+from segclip.trainer.resuming import step_of
 from segclip.trainer.retention import Retention, superfluous
 from segclip.trainer.train_state import STATE, read_state
 
@@ -109,7 +112,7 @@ def upload(folder: Path, url: str) -> int:
         OSError: a file cannot be read.
     """
     store = open_store(url, create=True)
-    name, step = folder.name, int(folder.name.removeprefix("step-"))
+    name, step = folder.name, step_of(folder)
     content = (folder / CHECKSUMS).read_bytes()
     manifest, unfinished = f"{name}/{CHECKSUMS}", f"{name}/{UNFINISHED}"
     there = {entry.path: entry.size for entry in store.list(name)}
@@ -163,7 +166,7 @@ def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None)
     local = complete(root)
     best = read_state(local[-1]).best if local else None
     best_step = None if best is None else best.step
-    own = {int(folder.name.removeprefix("step-")): folder for folder in local}
+    own = {step_of(folder): folder for folder in local}
     passed = superfluous(own, best_step, rule)
     sent = {
         own[step].name: upload(own[step], url) for step in sorted(own, reverse=True) if step not in passed
@@ -180,7 +183,9 @@ def send(run_dir: str | Path, url: str, rule: Retention, run: str | None = None)
 def fetch(url: str, run_dir: str | Path, after: int = -1, run: str | None = None) -> Path | None:
     """Bring the newest intact checkpoint at ``url`` into a run's folder, as if it had been written there.
 
-    One whose bytes are not those that were uploaded is passed over for the one before.
+    One whose bytes are not those that were uploaded is passed over for the one before. There it counts no longer as a
+    checkpoint then, or it would stay the newest, and good ones be deleted in its stead; unless the run had nothing else
+    to go on from, since it is all that is left.
 
     Args:
         url: the store.
@@ -201,17 +206,22 @@ def fetch(url: str, run_dir: str | Path, after: int = -1, run: str | None = None
     store = open_store(url, create=True)
     _check_run(store, run)
     root = checkpoint_folder(run_dir)
-    problems = []
+    problems: list[tuple[Stored, str]] = []
+    found: Path | None = None
     for each in reversed(stored(store)):
         if not each.is_complete or each.step <= after:
             continue
         try:
-            return _fetch_one(store, each, root)
+            found = _fetch_one(store, each, root)
+            break
         except DamagedError as error:
-            problems.append(str(error))
-    if problems:
-        raise DamagedError("; ".join(problems))
-    return None
+            problems.append((each, str(error)))
+    if found is not None or after >= 0:
+        for each, problem in problems:
+            _disown(store, each, problem)
+    if found is None and problems:
+        raise DamagedError("; ".join(problem for _, problem in problems))
+    return found
 
 
 def checksums_of(store: Store, each: Stored) -> dict[str, str]:
@@ -305,13 +315,22 @@ def _fetch_one(store: Store, each: Stored, root: Path) -> Path:
     if problems:
         shutil.rmtree(writing)
         raise DamagedError("; ".join(problems))
-    _write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
-    _flush_folder(writing)
-    if final.exists():  # torn
-        shutil.rmtree(final)
+    write_flushed(writing / CHECKSUMS, bytes(store.get(f"{each.name}/{CHECKSUMS}")))
+    flush_folder(writing)
+    if final.exists():  # torn or damaged
+        set_aside([final])
     os.rename(writing, final)
-    _flush_folder(root)
+    flush_folder(root)
     return final
+
+
+def _disown(store: Store, each: Stored, problem: str) -> None:
+    """Let a damaged checkpoint be one no longer; what is left of it is deleted by the next ``send``."""
+    print(f"{store.url}/{each.name} is damaged and not used: {problem}", file=sys.stderr, flush=True)
+    try:
+        store.delete([each.entries[CHECKSUMS].path])
+    except StoreError as error:  # what has been fetched, or lies here, can be gone on from all the same
+        print(f"warning: it still counts as a checkpoint there: {error}", file=sys.stderr, flush=True)
 
 
 def _check_run(store: Store, run: str | None) -> None:
@@ -332,25 +351,10 @@ def _check_run(store: Store, run: str | None) -> None:
 
 def _remove(store: Store, each: Stored) -> None:
     """Its list first: what is left if this is cut short is no checkpoint."""
-    if each.is_complete:
-        store.delete([each.entries[CHECKSUMS].path])
     folder = local_path(store.url)
     if folder is not None:
-        shutil.rmtree(folder / each.name)
+        remove(folder / each.name)
         return
+    if each.is_complete:
+        store.delete([each.entries[CHECKSUMS].path])
     store.delete([entry.path for name, entry in each.entries.items() if name != CHECKSUMS])
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -16,20 +15,33 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
 from segclip.console import UserError, one_line
 from segclip.trainer import checkpoint_store
-from segclip.trainer.checkpoint import checkpoint_folder, complete
+from segclip.trainer.checkpoint import (
+    checkpoint_folder,
+    complete,
+    find_intact,
+    newest_intact,
+    none_intact,
+    set_aside,
+)
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, broadcast, on_first
+from segclip.trainer.durable import remove
 from segclip.trainer.resuming import step_of
 from segclip.trainer.watch import doing
 
 __all__ = ["Uploads", "fetch_newer", "restored"]
 
 T = TypeVar("T")
+STOP_SECONDS = 120.0
+"""Longest wait of a run that stops for what is being sent: who ends a job kills what has not ended soon."""
+OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that reach every process of a job; what they mean is for the training process to say."""
 
 
 class Uploads:
@@ -55,7 +67,7 @@ class Uploads:
         with self._lock:
             self._wanted = True
             self._reading |= self._published()
-            if self._thread is None:
+            if not self._is_sending():
                 self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
                 self._thread.start()
 
@@ -63,10 +75,10 @@ class Uploads:
         """Delete checkpoints, those that are being sent as soon as that is over."""
         with self._lock:
             for folder in folders:
-                if folder in self._reading:
+                if folder in self._reading and self._is_sending():
                     self._doomed.add(folder)
                 else:
-                    shutil.rmtree(folder)
+                    remove(folder)
 
     def wait(self) -> None:
         """Wait until all that is published has been sent, or could not be."""
@@ -74,6 +86,22 @@ class Uploads:
         if thread is not None:
             doing("waiting for checkpoints to be uploaded")
             thread.join()
+
+    def stop(self) -> None:
+        """As ``wait``, for ``STOP_SECONDS`` at most: what is on the disk is sent by the run that goes on with it."""
+        thread = self._thread
+        if thread is None:
+            return
+        doing("waiting for checkpoints to be uploaded")
+        thread.join(STOP_SECONDS)
+        if thread.is_alive():
+            print(
+                f"warning: checkpoints are still being sent to {self._config.checkpoint.upload} after "
+                f"{STOP_SECONDS:g} s: the run stops without them. What is missing there is sent with the next "
+                "checkpoint of the same command",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def finish(self) -> None:
         """Wait, and try once more what failed.
@@ -91,6 +119,9 @@ class Uploads:
                 f"{self._failure}. The same command tries again"
             )
 
+    def _is_sending(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -98,12 +129,18 @@ class Uploads:
                     self._reading = frozenset()
                     self._thread = None
                     return
-                self._wanted = False
+                self._wanted, self._failure = False, "they were not sent to their end"
                 self._reading = self._published()
             self._send()
             with self._lock:
                 while self._doomed:
-                    shutil.rmtree(self._doomed.pop(), ignore_errors=True)
+                    self._remove(self._doomed.pop())
+
+    def _remove(self, folder: Path) -> None:
+        try:
+            remove(folder)
+        except OSError as error:  # what is sent next does not depend on it
+            print(f"warning: {folder} could not be deleted: {one_line(error)}", file=sys.stderr, flush=True)
 
     def _published(self) -> frozenset[Path]:
         return frozenset(complete(checkpoint_folder(self._config.run_dir)))
@@ -113,7 +150,9 @@ class Uploads:
         rule, url = config.checkpoint, config.checkpoint.upload
         try:
             sent = _apart(checkpoint_store.send, config.run_dir, url, rule, config.name)
-        except (ValueError, OSError, UserError) as error:
+        except (
+            Exception
+        ) as error:  # a fault of ours too must not end the thread: nothing would be sent from then on
             self._failure = one_line(error)
             print(
                 f"warning: checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next "
@@ -129,24 +168,34 @@ class Uploads:
             print(f"uploaded {names} to {url}: {size:,.1f} MB in {seconds:.1f} s", flush=True)
 
 
-def restored(config: RunConfig, local: Path | None, ranks: Ranks) -> Path | None:
+def restored(config: RunConfig, ranks: Ranks) -> Path | None:
     """The newest intact checkpoint of a run's folder and of ``checkpoint.upload``, in the folder; called by every rank.
+
+    Damaged ones in the folder are set aside as soon as there is one to go on from.
 
     Args:
         config: of the run.
-        local: the newest intact one in the folder, or None.
         ranks: this process among all.
 
     Raises:
-        RankError: the run's folder has none, and it cannot be told whether the store has one, or it cannot be brought
-            here: training would begin anew. Or the URL is another run's.
+        RankError: there are checkpoints, but none is intact, here or there; or the run's folder has none, and it cannot
+            be told whether the store has one, or it cannot be brought here: training would begin anew. Or the URL is
+            another run's.
     """
-    if config.checkpoint.upload is None:
-        return local
+    url, run_dir = config.checkpoint.upload, config.run_dir
+    if url is None:
+        return newest_intact(run_dir, ranks)
+    local, damages = find_intact(run_dir, ranks)
     found: list[Path | None] = [None]
 
     def bring() -> None:
-        found[0] = fetch_newer(config, local)
+        try:
+            found[0] = fetch_newer(config, local)
+        except checkpoint_store.DamagedError as error:
+            raise UserError(none_intact(run_dir, [*damages.values(), str(error)], url)) from error
+        if local is None and found[0] is None and damages:
+            raise UserError(none_intact(run_dir, damages.values(), url))
+        set_aside(folder for folder in damages if folder != found[0])
 
     on_first(ranks, bring)
     fetched: Path | None = broadcast(found[0])
@@ -157,7 +206,7 @@ def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
     """Bring the newest checkpoint of the store here if it is newer than ``local``; returns its folder.
 
     Raises:
-        UserError, ValueError, OSError: as for ``restored``.
+        UserError, ValueError, OSError: there is no ``local``, and the store's cannot be had; or it is another run's.
     """
     url, begin = config.checkpoint.upload, time.perf_counter()
     after = -1 if local is None else step_of(local)
@@ -181,6 +230,7 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
     """The result of a function in another process, which ends when this one does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([checkpoint_store.__name__])
+    _start_server()
     try:
         with ProcessPoolExecutor(1, mp_context=context, initializer=_start) as pool:
             return pool.submit(function, *arguments).result()
@@ -190,9 +240,22 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
         ) from error
 
 
+def _start_server() -> None:
+    """Start the process that forks, if it does not run, so that no signal to the whole job ends it.
+
+    It would take its forks with it in the eyes of the pool. What is blocked in a thread stays so in what it starts.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_A_JOB)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_A_JOB)  # the tracker's start has let them through again
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> None:
-    # They reach every process of a job; what they mean is for the training process to say.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in OF_A_JOB:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -36,6 +36,7 @@ from segclip.trainer.checkpoint import (
 )
 from segclip.trainer.checkpoint_upload import Uploads
 from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
+from segclip.trainer.durable import flush_folder, remove, write_flushed
 from segclip.trainer.faults import fail_at
 from segclip.trainer.resuming import step_of
 from segclip.trainer.retention import superfluous
@@ -159,8 +160,8 @@ class CheckpointWriter:
             return
         remove_unfinished(self._root)
         writing.mkdir(parents=True)
-        _write_flushed(writing / STATE, json.dumps(asdict(state), indent=1))
-        _write_flushed(writing / "config.yaml", self._config_yaml)
+        _write_text(writing / STATE, json.dumps(asdict(state), indent=1))
+        _write_text(writing / "config.yaml", self._config_yaml)
 
     def _copy(self, writing: Path) -> dict[Path, Any]:
         """What this rank is to write, by file."""
@@ -213,13 +214,13 @@ class CheckpointWriter:
     def _publish(self, writing: Path, state: TrainState, sums: dict[str, str]) -> None:
         root, final, step = self._root, self._root / writing.name.removeprefix(WRITING), state.step
         fail_at("publish checksums", step)
-        _write_flushed(writing / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True))
-        _flush_folder(writing)
+        _write_text(writing / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True))
+        flush_folder(writing)
         fail_at("publish rename", step)
         if final.exists():  # damaged, or of steps that are made again
             os.rename(final, root / f"{WRITING}replaced-{final.name}")
         os.rename(writing, final)
-        _flush_folder(root)
+        flush_folder(root)
         fail_at("publish pointer", step)
         try:
             self._point_and_prune(final.name, state)
@@ -240,10 +241,10 @@ class CheckpointWriter:
         best = self._best(folders, state)
         for name, target in (("latest", latest), ("best", None if best is None else folders[best].name)):
             if target is not None:
-                _write_flushed(root / f"{name}.new", target + "\n")
+                _write_text(root / f"{name}.new", target + "\n")
                 fail_at(f"publish {name}", state.step)
                 os.replace(root / f"{name}.new", root / name)
-        _flush_folder(root)
+        flush_folder(root)
         fail_at("publish prune", state.step)
         shutil.rmtree(root / f"{WRITING}replaced-{latest}", ignore_errors=True)
         old = [folders[step] for step in superfluous(folders, best, self._config)]
@@ -251,7 +252,7 @@ class CheckpointWriter:
             self._uploads.delete(old)
         else:
             for folder in old:
-                shutil.rmtree(folder)
+                remove(folder)
 
     def _best(self, folders: Mapping[int, Path], state: TrainState) -> int | None:
         """Step of the best checkpoint that there is: the one of the best score may not have been written."""
@@ -295,21 +296,11 @@ def _bytes_of(value: Any) -> int:
     return 0
 
 
+def _write_text(path: Path, text: str) -> None:
+    with _told(path, len(text)):
+        write_flushed(path, text.encode())
+
+
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_flushed(path: Path, text: str) -> None:
-    with _told(path, len(text)), open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

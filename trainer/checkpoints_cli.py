@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -109,6 +108,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     from segclip.trainer.checkpoint import DAMAGED, checkpoint_folder
     from segclip.trainer.checkpoint_listing import describe, folder_size, is_url, open_checkpoints, size_text
+    from segclip.trainer.durable import remove
     from segclip.trainer.retention import superfluous
     from segclip.trainer.run_lock import hold_run_folder
 
@@ -137,7 +137,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         size = folder_size(folder)
         freed += size
         if not arguments.dry_run:
-            _remove(folder)
+            remove(folder)
         print(f"{'would delete' if arguments.dry_run else 'deleted'} {folder} ({why}, {size_text(size)})")
     print(f"{size_text(freed)} {'would be ' if arguments.dry_run else ''}freed in {root}")
     return 0
@@ -192,14 +192,6 @@ def _rule(arguments: argparse.Namespace) -> Retention:
         if given is not None:
             rule[name] = given
     return Retention(**rule)
-
-
-def _remove(folder: Path) -> None:
-    """Its list first: what is left if this is cut short is no checkpoint."""
-    from segclip.trainer.checkpoint import CHECKSUMS
-
-    (folder / CHECKSUMS).unlink(missing_ok=True)
-    shutil.rmtree(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -18,7 +18,7 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.checkpoint import add_to_card
-from segclip.trainer.checkpoint import find_latest, load_checkpoint, newest_intact
+from segclip.trainer.checkpoint import find_latest, load_checkpoint
 from segclip.trainer.checkpoint_upload import Uploads, restored
 from segclip.trainer.checkpoint_writer import CheckpointWriter
 from segclip.trainer.config import RunConfig, flatten, save_run_config
@@ -66,7 +66,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     stopping = Stopping(ranks)
     agreed(ranks, lambda: run_dir.mkdir(parents=True, exist_ok=True))
     agreed(ranks, lambda: hold_run_folder(run_dir) if ranks.is_first else None)
-    latest = restored(config, newest_intact(run_dir, ranks), ranks)
+    latest = restored(config, ranks)
     changes = agreed(ranks, lambda: [] if latest is None else check_resumable(config, latest))
     agreed(ranks, lambda: check_evaluation(config.evaluation))
     _, micro_batch = agreed(
@@ -110,7 +110,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         status = "KILLED" if isinstance(error, StopAsked) else "FAILED"
         on_first(ranks, lambda: _finish(tracker, status))
         if config.checkpoint.upload is not None:
-            on_first(ranks, uploads.wait)
+            on_first(ranks, uploads.stop)
         raise
     except BaseException:
         _finish(tracker, "FAILED")

@@ -197,11 +197,39 @@ def test_a_damaged_copy_is_passed_over_for_the_one_before(url: str, tmp_path: Pa
     assert found is not None
     assert found.name == "step-00000003"
     assert [path.name for path in found.parent.iterdir()] == ["step-00000003"]
-    with pytest.raises(DamagedError, match=r"step-00000006/zero_pp_rank_1\S+ has sha256 \w{12}\.\.\., not"):
-        fetch(url, tmp_path / "again", after=3)
+
+
+@pytest.mark.parametrize("after", [-1, 3])
+def test_a_damaged_copy_displaces_no_good_one(url: str, tmp_path: Path, after: int) -> None:
+    """The run goes on from step 3, fetched or here, and comes to step 4."""
+    for step in (2, 3, 6):
+        write_checkpoint(tmp_path / "run", step)
+    send(tmp_path / "run", url, KEEP)
+    damage(url, "zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    if after < 0:
+        assert fetch(url, tmp_path / "again") is not None
+    else:
+        with pytest.raises(DamagedError):
+            fetch(url, tmp_path / "again", after=after)
+        write_checkpoint(tmp_path / "again", 3)
+    assert newest(url) == "step-00000003"
+    write_checkpoint(tmp_path / "again", 4)
+    send(tmp_path / "again", url, Retention(keep_last=2))
+    assert [each.step for each in stored(open_store(url))] == [3, 4]
+
+
+def test_all_that_is_left_is_not_deleted_for_being_damaged(url: str, tmp_path: Path) -> None:
+    """Else the second start would find nothing, and begin anew."""
+    upload(write_checkpoint(tmp_path / "run", 6), url)
+    damage(url, "zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    for _ in range(2):
+        with pytest.raises(
+            DamagedError, match=r"step-00000006/zero_pp_rank_1\S+ has sha256 \w{12}\.\.\., not"
+        ):
+            fetch(url, tmp_path / "again")
     open_store(url).delete(["step-00000006/mp_rank_00_model_states.pt"])
     with pytest.raises(DamagedError, match=r"mp_rank_00_model_states\.pt is missing"):
-        fetch(url, tmp_path / "again", after=3)
+        fetch(url, tmp_path / "again")
 
 
 @pytest.mark.parametrize("key", ["../../escaped", "/tmp/escaped"])

@@ -1,0 +1,38 @@
+"""What is deleted is no checkpoint from the first moment on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segclip.trainer.checkpoint import complete
+from segclip.trainer.durable import flush_folder, remove, write_flushed
+from tests.trainer.checkpoint_files import write_checkpoint
+
+
+def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+
+    def cut_short(path: Path) -> None:
+        raise OSError(f"{path} is busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_short)
+        with pytest.raises(OSError, match="is busy"):
+            remove(folder)
+    assert (folder / "state.json").is_file()
+    assert complete(folder.parent) == []
+    remove(folder)
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):
+        remove(folder)
+
+
+def test_what_is_flushed_is_there(tmp_path: Path) -> None:
+    write_flushed(tmp_path / "a", b"\x00b")
+    flush_folder(tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"\x00b"
