@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import LONGEST, Fault, Run
+from tests.ranks import free_port
 
 pytestmark = pytest.mark.slow
 SECONDS_TO_STOP = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -89,3 +98,51 @@ def test_a_signal_to_all_ranks(run: Run, unbroken: Run) -> None:
     codes, text = run()
     assert codes == [0, 0], text
     run.must_equal(unbroken)
+
+
+def test_all_ranks_are_suspended_for_a_while(run: Run, unbroken: Run) -> None:
+    """As schedulers do to make room for others: nobody is lost, and the run goes on."""
+    group = run.begin("train.lost_after=4", faults=[Fault("before step", 3, "sleep 1")])
+    try:
+        while not run.fired():
+            assert None in group.codes(), group.text()
+            time.sleep(0.02)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in group.ranks:
+                os.kill(rank.pid or 0, number)
+            if number == signal.SIGSTOP:
+                time.sleep(8)
+        assert group.wait(LONGEST)
+        assert group.codes() == [0, 0], group.text()
+    finally:
+        group.kill()
+    run.must_equal(unbroken)
+
+
+def test_the_launcher_passes_the_exit_code_on(run: Run) -> None:
+    """It ends all ranks as soon as one has left: none may leave before the first has told MLflow."""
+    run.folder.mkdir()
+    faults = [asdict(Fault("before step", 2, "SIGUSR1", rank=1))]
+    binaries = Path(sys.executable).parent
+    done = subprocess.run(
+        [
+            *(binaries / "deepspeed", "--num_accelerators", "2", "--master_port", str(free_port())),
+            *(ROOT / "trainer" / "run.py", "--config", run.config, f"run_dir={run.folder}"),
+            *("tracking.enabled=true", "tracking.system_metrics=false", "train.steps=4"),
+        ],
+        env={
+            **os.environ,
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "SEGCLIP_FAULTS": json.dumps(faults),
+            "SEGCLIP_FAULTS_FIRED": str(run.folder / "fired"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 75, done.stdout[-2000:] + done.stderr[-2000:]
+    assert run.fired() == ["before step"]
+    assert run.checkpoints() == ["step-00000001"]
+    with closing(sqlite3.connect(run.folder / "mlflow.db")) as records:
+        assert records.execute("select status from runs").fetchall() == [("KILLED",)]
