@@ -178,9 +178,8 @@ def check_split(*, shards: int, lanes: int, world_size: int, workers: int) -> No
     readers = world_size * max(1, workers)
     which = f"{readers} readers ({world_size} ranks x {max(1, workers)} workers)"
     if shards < readers:
-        raise ValueError(
-            f"{shards} shards are fewer than {which}: use fewer workers, or write smaller shards"
-        )
+        fewer = "use fewer workers" if workers > 1 else "use fewer ranks"
+        raise ValueError(f"{shards} shards are fewer than {which}: {fewer}, or write smaller shards")
     if lanes % readers:
         fitting = [k for k in range(1, lanes // world_size + 1) if lanes % (k * world_size) == 0]
         advice = f"use {' or '.join(map(str, fitting))} workers" if fitting else "use another number of ranks"
