@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Tick", "run_tasks"]
+__all__ = ["Tick", "die_with_parent", "run_tasks"]
 
 Tick = Callable[[], None]
 """Called by a task for each thing it has done."""
@@ -89,10 +89,10 @@ def _start(done: Any, stop: Any) -> None:
     # Ctrl-C reaches every process of a terminal; the parent tells these to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A pool's process whose parent was killed would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:

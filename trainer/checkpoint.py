@@ -33,6 +33,7 @@ __all__ = [
     "none_intact",
     "remove_unfinished",
     "set_aside",
+    "sha256_of",
 ]
 
 CHECKSUMS = "checksums.json"
@@ -136,7 +137,8 @@ def damage_of(folder: Path, ranks: Ranks) -> str | None:
         return sums
     own: str | None = None
     try:
-        for name, digest in _hash(folder, sorted(sums)[ranks.rank :: ranks.world_size]).items():
+        for name in sorted(sums)[ranks.rank :: ranks.world_size]:
+            digest = sha256_of(folder / name)
             if digest != sums[name]:
                 own = f"{folder / name} has sha256 {digest[:12]}..., {CHECKSUMS} says {sums[name][:12]}..."
     except OSError as error:
@@ -199,9 +201,7 @@ def _checksums(folder: Path) -> dict[str, str] | str:
     return f"{folder / missing[0]} is missing" if missing else sums
 
 
-def _hash(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    digests = {}
-    for name in names:
-        with open(folder / name, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ hashing nor sending then competes with the training loop for its interpreter.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from segclip.console import UserError, one_line
+from segclip.data_pipelines.processes import die_with_parent
 from segclip.trainer import checkpoint_store
 from segclip.trainer.checkpoint import (
     checkpoint_folder,
@@ -150,9 +150,8 @@ class Uploads:
         rule, url = config.checkpoint, config.checkpoint.upload
         try:
             sent = _apart(checkpoint_store.send, config.run_dir, url, rule, config.name)
-        except (
-            Exception
-        ) as error:  # a fault of ours too must not end the thread: nothing would be sent from then on
+        except Exception as error:
+            # A fault of ours too must not end the thread: nothing would be sent from then on.
             self._failure = one_line(error)
             print(
                 f"warning: checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next "
@@ -257,11 +256,4 @@ def _start_server() -> None:
 def _start() -> None:
     for number in OF_A_JOB:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=die_with_parent, daemon=True).start()

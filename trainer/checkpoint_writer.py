@@ -8,7 +8,6 @@ and hashed; only then does rank 0 rename the folder, and last the file ``latest`
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from segclip.trainer.checkpoint import (
     checkpoint_folder,
     complete,
     remove_unfinished,
+    sha256_of,
 )
 from segclip.trainer.checkpoint_upload import Uploads
 from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
@@ -206,9 +206,9 @@ class CheckpointWriter:
             fail_at(f"write {path.name}", step, self._ranks.rank)
             _save(value, path)
             fail_at(f"wrote {path.name}", step, self._ranks.rank, path=path)
-            sums[path.name] = _digest(path)
+            sums[path.name] = sha256_of(path)
         if self._ranks.is_first:
-            sums |= {name: _digest(writing / name) for name in (STATE, "config.yaml")}
+            sums |= {name: sha256_of(writing / name) for name in (STATE, "config.yaml")}
         return sums
 
     def _publish(self, writing: Path, state: TrainState, sums: dict[str, str]) -> None:
@@ -299,8 +299,3 @@ def _bytes_of(value: Any) -> int:
 def _write_text(path: Path, text: str) -> None:
     with _told(path, len(text)):
         write_flushed(path, text.encode())
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import STEPS, Fault, Run
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -123,38 +122,26 @@ def test_the_pointer_is_not_needed(finished: Run, unbroken: Run, pointer: str | 
     finished.must_equal(unbroken)
 
 
-@pytest.fixture
-def little_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 12 MiB: room for one checkpoint of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("background", [True, False])
-def test_a_full_disk(run: Run, unbroken: Run, little_disk: Path, background: bool) -> None:
-    full = Run(little_disk / "run", run.config)
+def test_a_full_disk(run: Run, unbroken: Run, background: bool) -> None:
+    """12 MiB: room for one checkpoint of 8 MiB."""
+    with small_disk(12 << 10) as disk:
+        stopped_by_a_full_disk(Run(disk / "run", run.config), unbroken, background)
+
+
+def stopped_by_a_full_disk(full: Run, unbroken: Run, background: bool) -> None:
     setting = f"checkpoint.background={str(background).lower()}"
     codes, text = full(setting)
     assert codes == [2, 2], text
     warning = next(line for line in text.splitlines() if line.startswith("warning: no checkpoint"))
-    assert str(little_disk) in warning
+    assert str(full.folder.parent) in warning
     assert re.search(r"No space left on device \([\d,]+ bytes wanted, [\d,]+ are free there\)", warning)
     assert "Training goes on" in warning
     assert f"step {STEPS}/" in text
     (error,) = [line for line in text.splitlines() if "error: " in line]
     assert "No space left on device" in error
     assert full.checkpoints() == ["step-00000002"]
-    subprocess.run(["mount", "-o", "remount,size=64m", little_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", full.folder.parent], check=True)
     codes, text = full(setting)
     assert codes == [0, 0], text
     assert resumed_from(text) == 2
