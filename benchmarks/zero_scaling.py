@@ -151,6 +151,8 @@ def run(number: int, quick: bool) -> dict[str, Any]:
         path = Path(folder) / "counted.json"
         command = [sys.executable, "-m", "benchmarks.zero_scaling", "--rank-writes", str(path)]
         common = {
+            # More threads than cores would wait for one another.
+            "OMP_NUM_THREADS": max((os.cpu_count() or 1) // number, 1),
             "WORLD_SIZE": number,
             "LOCAL_WORLD_SIZE": number,
             "MASTER_ADDR": "127.0.0.1",
@@ -195,6 +197,8 @@ def be_a_rank(path: Path, quick: bool) -> None:
         largest = torch.tensor(list(case.values()), dtype=torch.float64)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         counted[stage] = dict(zip(case, largest.tolist(), strict=True))
+        if ranks.is_first:
+            print(f"  stage {stage} counted", file=sys.stderr, flush=True)
     if ranks.is_first:
         path.write_text(json.dumps(counted), encoding="utf-8")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
@@ -42,7 +44,8 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False, other_
     check_combination(config.zero, config.optimizer, precision)
     set_matmul_precision(precision)
     torch.manual_seed(config.seed)
-    model: nn.Module = SegCLIP(config.model, load_init=not resuming)
+    with _ZerosInsteadOfRandom() if resuming else nullcontext():
+        model: nn.Module = SegCLIP(config.model, load_init=not resuming)
     freeze(model, frozen_parameters(config.optimizer, config.model))
     _give_scalars_a_dimension(model)
     model.to(ranks.device).train()
@@ -117,6 +120,19 @@ def gradient_norm(engine: Any, step: Any) -> float:
 def loss_scale(engine: Any) -> float | None:
     """By what float16 multiplies the loss; None in other precisions."""
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+class _ZerosInsteadOfRandom(TorchFunctionMode):
+    """Constructors draw no weights: a checkpoint will bring them, and drawing 189 M of them takes seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _RANDOM:
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
+        return function(*args, **(kwargs or {}))
 
 
 def _give_scalars_a_dimension(model: nn.Module) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from segclip.models import segclip_quickstart
-from segclip.trainer.engine import compile_network
+from segclip.trainer.engine import _ZerosInsteadOfRandom, compile_network
 
 
 @pytest.mark.parametrize("what", ["none", "blocks", "towers"])
@@ -24,3 +25,13 @@ def test_compiling_leaves_names_as_they_are(what: str) -> None:
     towers = {name for name, _ in model.named_children()}
     assert {"vision", "text"} <= towers
     assert compiled == {"none": set(), "blocks": blocks, "towers": towers}[what]
+
+
+def test_a_network_that_a_checkpoint_will_fill_draws_no_weights() -> None:
+    before = torch.get_rng_state()
+    with _ZerosInsteadOfRandom():
+        model = segclip_quickstart()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("fc1.weight"))
+    segclip_quickstart()
+    assert not torch.equal(torch.get_rng_state(), before)
