@@ -13,11 +13,20 @@ import yaml
 
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Store, open_store
-from segclip.trainer.checkpoint import CHECKSUMS, checkpoint_folder
+from segclip.trainer.checkpoint import CHECKSUMS, DAMAGED, checkpoint_folder
 from segclip.trainer.checkpoint_store import DamagedError, Stored, checksums_of, stored
 from segclip.trainer.train_state import STATE
 
-__all__ = ["Row", "describe", "folder_size", "is_url", "open_checkpoints", "size_text", "table"]
+__all__ = [
+    "Row",
+    "describe",
+    "folder_size",
+    "is_url",
+    "open_checkpoints",
+    "set_aside_folders",
+    "size_text",
+    "table",
+]
 
 PIECES = "_optim_states.pt"
 HEADER = ("step", "written", "size", "ranks", "ZeRO", "mIoU", "state", "kept as")
@@ -71,6 +80,11 @@ def describe(store: Store) -> list[Row]:
     latest = max(states, default=None)
     best = (states[latest].get("best") or {}).get("step") if latest is not None else None
     return [_row(store, each, states.get(each.step, {}), latest, best) for each in found]
+
+
+def set_aside_folders(place: str) -> list[Path]:
+    """What a run found damaged in its folder and gave another name; none in a store, where they are deleted."""
+    return [] if is_url(place) else sorted(checkpoint_folder(place).glob(f"{DAMAGED}*"))
 
 
 def table(rows: Sequence[Row]) -> str:

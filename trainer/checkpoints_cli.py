@@ -69,9 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint_listing import describe, open_checkpoints, table
+    from segclip.trainer.checkpoint_listing import describe, open_checkpoints, set_aside_folders, table
 
-    print(table(describe(open_checkpoints(arguments.place))))
+    rows = describe(open_checkpoints(arguments.place))
+    print(table(rows))
+    for folder in set_aside_folders(arguments.place):
+        print(f"{folder} was found damaged and set aside; segclip-checkpoints prune deletes it")
     return 0
 
 

@@ -57,6 +57,14 @@ def test_a_list_tells_what_each_is_and_why_it_is_kept(run: Path, capsys: pytest.
     assert cells[0][2] == f"{size / 1e3:.1f} kB"
 
 
+def test_a_list_names_what_was_set_aside(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    aside = run / "checkpoints" / ".damaged-step-00000015"
+    (run / "checkpoints" / ".writing-step-00000015").rename(aside)
+    assert command("list", run) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if str(aside) in line)
+    assert "prune deletes it" in line
+
+
 def test_a_list_of_a_store(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = (tmp_path / "store").as_uri()
     send(run, url, Retention(keep_last=9))
