@@ -48,6 +48,8 @@ class SegmentationDataset:
         has_background: label 0 means "none of the named classes".
         keys, image_paths, label_paths: one entry an image, in split order.
         colours: RGB of each class as the label files' authors chose them, or None.
+        split: name of the list of images.
+        expected_images: how many images the published split has, or None.
     """
 
     name: str
@@ -58,6 +60,8 @@ class SegmentationDataset:
     image_paths: tuple[Path, ...]
     label_paths: tuple[Path, ...]
     colours: tuple[tuple[int, int, int], ...] | None = None
+    split: str = "val"
+    expected_images: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -176,7 +180,7 @@ def voc_layout(
             raise ValueError(f"image {key!r} of split {split!r} is missing: {image}")
         if not label.is_file():
             raise ValueError(f"image {key!r} has no label: {label} is missing")
-    return SegmentationDataset(name, classes, words, has_background, keys, images, labels, colours)
+    return SegmentationDataset(name, classes, words, has_background, keys, images, labels, colours, split)
 
 
 def _voc21(root: str | Path, split: str) -> SegmentationDataset:
