@@ -68,6 +68,8 @@ setup(
             # Its layout of code changes with the minor version.
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.5,<2",
+            # Another implementation of the metric, to be compared with.
+            "torchmetrics>=1.4,<2",
             "types-PyYAML>=6.0.12,<7",
             "build>=1.2,<2",
             # torch brings its own where it can use one; the tests of the kernels want it beside a CPU-only torch too.

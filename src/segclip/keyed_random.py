@@ -54,6 +54,7 @@ class Purpose(IntEnum):
     CAPTION = 20
     SCENE = 32
     INIT = 48
+    BOOTSTRAP = 64
 
 
 def philox_torch(

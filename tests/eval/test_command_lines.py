@@ -51,6 +51,7 @@ def test_eval_writes_result_and_pictures(checkpoint, scenes_root, tmp_path, caps
     assert result["protocol"]["name"] == "scenes"
     assert {each.name for each in out.iterdir()} == {
         "result.json",
+        result["counts"]["name"],
         "confusion.png",
         "overlays.png",
         "worst.png",
