@@ -172,27 +172,25 @@ def image_counts(truth_HW: Tensor, found_HW: Tensor, classes: int) -> Tensor:
     width = boundary_width(int(truth_HW.shape[0]), int(truth_HW.shape[1]))
     bands = boundary(truth_HW, ignored_HW, width), boundary(found_HW, ignored_HW, width)
     flat = [each.flatten().split(_PIXELS) for each in (truth_HW, found_HW, ignored_HW, *bands)]
-    counted = torch.zeros(columns(classes) + 2, dtype=torch.int64, device=truth_HW.device)
+    # Each pixel is counted once: by truth, prediction, and whether it is in the one's band and in the other's.
+    pairs = classes * classes
+    counted = torch.zeros(4 * pairs + 2, dtype=torch.int64, device=truth_HW.device)
     for truth, found, ignored, true_band, found_band in zip(*flat, strict=True):
-        index = _columns_of(truth.long(), found.long(), ignored, true_band, found_band, classes)
+        truth, found = truth.long(), found.long()
+        outside = (truth < 0) | (truth >= classes) | (found < 0) | (found >= classes)
+        index = ((truth * classes + found) * 2 + true_band) * 2 + found_band
+        index = index.masked_fill_(outside, 4 * pairs + 1).masked_fill_(ignored, 4 * pairs)
         if index.device.type == "cpu":
             counted += torch.bincount(index, minlength=len(counted))
         else:  # there bincount asks the device for the largest value first, and so waits for it
             counted.scatter_add_(0, index, torch.ones_like(index))
-    return counted
-
-
-def _columns_of(
-    truth: Tensor, found: Tensor, ignored: Tensor, true_band: Tensor, found_band: Tensor, classes: int
-) -> Tensor:
-    """The column of each pixel in each of the four kinds of counts, one after another."""
-    nobody, wrong, start = columns(classes), columns(classes) + 1, classes * classes
-    outside = ~ignored & ((truth < 0) | (truth >= classes) | (found < 0) | (found >= classes))
-    left_out = ignored | outside
-    pair = torch.where(left_out, nobody, truth * classes + found).masked_fill_(outside, wrong)
-    both = true_band & found_band & (truth == found)
-    kinds = [
-        torch.where(counted & ~left_out, start + number * classes + label, nobody)
-        for number, (label, counted) in enumerate(((truth, both), (truth, true_band), (found, found_band)))
-    ]
-    return torch.cat([pair, *kinds])
+    by_band = counted[:-2].view(classes, classes, 2, 2)
+    return torch.cat(
+        [
+            by_band.sum((2, 3)).flatten(),
+            by_band[:, :, 1, 1].diagonal(),
+            by_band[:, :, 1].sum((1, 2)),
+            by_band[:, :, :, 1].sum((0, 2)),
+            counted[-2:],
+        ]
+    )
