@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
+from torchmetrics.classification import MulticlassJaccardIndex
 
-from segclip.eval.metrics import class_accuracy, class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from segclip.eval.counts import ImageCounts, Tally
+from segclip.eval.metrics import (
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    coverage,
+    mean_iou,
+    pixel_accuracy,
+)
 
 CLASSES = 5
 
@@ -37,6 +46,36 @@ def test_agrees_with_an_independent_implementation(truth, prediction) -> None:
     assert np.isnan(np.delete(mine, seen)).all()
     assert math.isclose(mean_iou(found), scores.mean())
     assert math.isclose(pixel_accuracy(found), (truth[kept] == prediction[kept]).mean())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.floats(0, 0.9))
+def test_agrees_with_torchmetrics_over_many_images(seed, images, ignored) -> None:
+    """The whole way: image by image as an evaluation counts them, and as torchmetrics does."""
+    random = np.random.default_rng(seed)
+    theirs = MulticlassJaccardIndex(num_classes=CLASSES, average="macro", ignore_index=255)
+    each = MulticlassJaccardIndex(num_classes=CLASSES, average="none", ignore_index=255)
+    tally = Tally(CLASSES, torch.device("cpu"))
+    for number in range(images):
+        size = tuple(random.integers(1, 12, 2))
+        truth = torch.from_numpy(random.integers(0, CLASSES, size))
+        found = torch.from_numpy(random.integers(0, CLASSES - 1, size))
+        truth[torch.from_numpy(random.random(size) < ignored)] = 255
+        tally.add(str(number), truth, found)
+        theirs.update(found[None], truth[None])
+        each.update(found[None], truth[None])
+    counted = torch.from_numpy(ImageCounts.join([tally.counts()]).confusion())
+    mine = class_iou(counted)
+    assert torch.allclose(mine.nan_to_num(0).float(), each.compute())
+    if bool(counted.sum() > 0):
+        assert mean_iou(counted) == pytest.approx(float(theirs.compute()), abs=1e-6)
+
+
+def test_coverage_is_what_is_not_called_background() -> None:
+    counts = torch.tensor([[90, 10, 0], [25, 50, 25], [0, 0, 0]])
+    assert coverage(counts, has_background=True) == pytest.approx(0.75)  # right or wrong among the classes
+    assert coverage(counts, has_background=False) == 1
+    assert math.isnan(coverage(torch.tensor([[9, 1], [0, 0]]), has_background=True))
 
 
 def test_mean_is_over_the_data_set_not_over_images() -> None:
