@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,20 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segclip.console import nearest
+from segclip.eval import layouts
+from segclip.eval.folder_sets import is_folder_set, load_folder_set
 from segclip.eval.images import read_image, read_label
+from segclip.eval.layouts import Files, find_base, locate
+from segclip.eval.published import DATASETS, PUBLISHED
 
-__all__ = ["DATASETS", "IGNORE", "Sample", "SegmentationDataset", "open_dataset", "voc_layout"]
+__all__ = [
+    "DATASETS", "IGNORE", "LabelValueError", "Sample", "SegmentationDataset", "describe", "open_dataset",
+    "reduce_zero_label",
+]  # fmt: skip
 
 Item = TypeVar("Item")
 
 IGNORE = 255
 """Label value of pixels that are left out of every metric."""
 
-VOC21_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)  # fmt: skip
+
+class LabelValueError(ValueError):
+    """A label file holds a value that stands for no class."""
+
+
+def reduce_zero_label(label_HW: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels that count from 1, as classes that count from 0; 0, "none of them", is ignored as ``IGNORE`` is."""
+    return np.where((label_HW == 0) | (label_HW == IGNORE), IGNORE, label_HW - 1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class SegmentationDataset:
         colours: RGB of each class as the label files' authors chose them, or None.
         split: name of the list of images.
         expected_images: how many images the published split has, or None.
+        reduce_zero_label: the files' value 0 is ignored and class 0 is their value 1.
     """
 
     name: str
@@ -62,6 +73,7 @@ class SegmentationDataset:
     colours: tuple[tuple[int, int, int], ...] | None = None
     split: str = "val"
     expected_images: int | None = None
+    reduce_zero_label: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,19 +86,28 @@ class SegmentationDataset:
                 list.
         """
         image_HW3 = read_image(self.image_paths[index])
-        label_HW = read_label(self.label_paths[index]).astype(np.int64)
+        label_HW = read_label(self.label_paths[index])
         if image_HW3.shape[:2] != label_HW.shape:
             raise ValueError(
                 f"{self.keys[index]}: the image is {_size(image_HW3)} but its label is {_size(label_HW)} "
                 f"pixels ({self.label_paths[index]})"
             )
-        outside = np.unique(label_HW[(label_HW >= len(self.classes)) & (label_HW != IGNORE)])
+        highest = self.highest_value
+        outside = np.unique(label_HW[(label_HW > highest) & (label_HW != IGNORE)])
         if outside.size:
-            raise ValueError(
+            raise LabelValueError(
                 f"{self.keys[index]}: label value {int(outside[0])} is outside the class list "
-                f"(0..{len(self.classes) - 1}, or {IGNORE} for ignored; {self.label_paths[index]})"
+                f"(0..{highest}, or {IGNORE} for ignored; {self.label_paths[index]}); "
+                f"segclip-doctor dataset says why"
             )
-        return Sample(self.keys[index], image_HW3, label_HW)
+        return Sample(
+            self.keys[index], image_HW3, reduce_zero_label(label_HW) if self.reduce_zero_label else label_HW
+        )
+
+    @property
+    def highest_value(self) -> int:
+        """Highest value of a label file that stands for a class."""
+        return len(self.classes) - (not self.reduce_zero_label)
 
     def pick(self, numbers: Sequence[int]) -> SegmentationDataset:
         """The images at ``numbers``, in that order."""
@@ -114,86 +135,79 @@ def _size(array: NDArray[np.generic]) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
-def _check_words(words: tuple[tuple[str, ...], ...], where: str) -> None:
+def _check_names(classes: tuple[str, ...], words: tuple[tuple[str, ...], ...], where: str) -> None:
     seen: set[str] = set()
+    for name in classes:
+        if name.strip().lower() in seen:
+            raise ValueError(f"{where}: class name {name!r} stands twice")
+        seen.add(name.strip().lower())
+    owner: dict[str, int] = {}
     for number, phrases in enumerate(words):
-        if not phrases or any(not phrase.strip() for phrase in phrases):
+        if not classes[number].strip() or not phrases or any(not phrase.strip() for phrase in phrases):
             raise ValueError(f"{where}: class {number} has an empty name")
         for phrase in phrases:
-            if phrase.strip().lower() in seen:
-                raise ValueError(f"{where}: class name {phrase!r} stands twice")
-            seen.add(phrase.strip().lower())
+            if phrase.strip().lower() in owner:
+                other = classes[owner[phrase.strip().lower()]]
+                raise ValueError(
+                    f"{where}: word {phrase!r} of {classes[number]!r} stands for {other!r} as well"
+                )
+            owner[phrase.strip().lower()] = number
 
 
-def read_split(path: Path) -> tuple[str, ...]:
-    """The keys of a split file, one a line, blank lines skipped.
+def describe(name: str, root: str | Path | None, split: str = "val") -> tuple[SegmentationDataset, Files]:
+    """The data set called ``name`` with where its files should be; they need not be there.
 
     Raises:
-        ValueError: the file is missing or empty, or a key stands twice.
+        ValueError: no such data set (the nearest name is offered), no such folder or split, or a class list with an
+            empty name or one that stands twice.
     """
-    if not path.is_file():
-        raise ValueError(f"split file {path} is missing; is the data root right and the data set complete?")
-    keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not keys:
-        raise ValueError(f"split file {path} is empty")
-    if len(set(keys)) != len(keys):
-        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
-        raise ValueError(f"split file {path} names {twice!r} twice")
-    return keys
+    if is_folder_set(name):
+        own = load_folder_set(name)
+        files = locate(
+            own.layout(), own.name, root if root is not None else Path(name).parent / own.root, split
+        )
+        dataset = _dataset(own.name, own.names(), files, split, own.background, words=own.words())
+        return replace(dataset, reduce_zero_label=own.reduce_zero_label), files
+    if name not in DATASETS:
+        raise ValueError(
+            f"unknown data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}, or the path of a .yaml "
+            "file for folders of your own"
+        )
+    if root is None:
+        raise ValueError(f"data set {name} needs the folder it lies in: give --data-root")
+    if name == "scenes":
+        files = locate(layouts.VOC, name, root, split)
+        return _dataset(name, _scene_classes(find_base(layouts.VOC, name, root)), files, split, False), files
+    known = PUBLISHED[name]
+    files = locate(known.layout, name, root, split)
+    dataset = _dataset(name, known.classes, files, split, known.has_background)
+    return (
+        replace(dataset, reduce_zero_label=known.reduce_zero_label, expected_images=known.images.get(split)),
+        files,
+    )
 
 
-def voc_folder(root: str | Path) -> Path:
-    """``VOC2012`` folder under ``root``, which may also be ``VOCdevkit`` or ``VOC2012`` itself."""
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"data root {root} is not a folder: give the one that holds VOCdevkit")
-    for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
-        if (folder / "JPEGImages").is_dir():
-            return folder
-    raise ValueError(f"no VOCdevkit/VOC2012/JPEGImages under data root {root}")
-
-
-def voc_layout(
+def _dataset(
     name: str,
-    root: str | Path,
     classes: tuple[str, ...],
-    *,
-    words: tuple[tuple[str, ...], ...] | None = None,
+    files: Files,
+    split: str,
     has_background: bool,
-    split: str = "val",
-    colours: tuple[tuple[int, int, int], ...] | None = None,
+    words: tuple[tuple[str, ...], ...] | None = None,
 ) -> SegmentationDataset:
-    """Data set in the PASCAL VOC folders: JPEGImages, SegmentationClass (palette PNG),
-    ImageSets/Segmentation.
-
-    Raises:
-        ValueError: a folder or the split file is missing, or an image has no label (or a label no image).
-    """
-    folder = voc_folder(root)
     words = words or tuple((each,) for each in classes)
-    _check_words(words, f"data set {name}")
-    keys = read_split(folder / "ImageSets" / "Segmentation" / f"{split}.txt")
-    images = tuple(folder / "JPEGImages" / f"{key}.jpg" for key in keys)
-    labels = tuple(folder / "SegmentationClass" / f"{key}.png" for key in keys)
-    for key, image, label in zip(keys, images, labels, strict=True):
-        if not image.is_file():
-            raise ValueError(f"image {key!r} of split {split!r} is missing: {image}")
-        if not label.is_file():
-            raise ValueError(f"image {key!r} has no label: {label} is missing")
-    return SegmentationDataset(name, classes, words, has_background, keys, images, labels, colours, split)
+    _check_names(classes, words, f"data set {name}")
+    return SegmentationDataset(
+        name, classes, words, has_background, files.keys, files.images, files.labels, split=split
+    )
 
 
-def _voc21(root: str | Path, split: str) -> SegmentationDataset:
-    return voc_layout("voc21", root, VOC21_CLASSES, has_background=True, split=split)
-
-
-def _scenes(root: str | Path, split: str) -> SegmentationDataset:
-    """The captioned scenes: VOC folders plus ``classes.json`` with the class list."""
-    folder = voc_folder(root)
+def _scene_classes(folder: Path) -> tuple[str, ...]:
+    """The class list of captioned scenes, from ``classes.json`` in or above their folder."""
     candidates = [base / "classes.json" for base in (folder, folder.parent, folder.parent.parent)]
     path = next((each for each in candidates if each.is_file()), None)
     if path is None:
-        raise ValueError(f"classes.json with the class list is missing under data root {root}")
+        raise ValueError(f"classes.json with the class list is missing in {folder}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -201,21 +215,38 @@ def _scenes(root: str | Path, split: str) -> SegmentationDataset:
     names = content.get("classes") if isinstance(content, dict) else content
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
         raise ValueError(f"{path} must hold a list of class names, or an object with one under 'classes'")
-    return voc_layout("scenes", root, tuple(names), has_background=False, split=split)
+    return tuple(names)
 
 
-DATASETS: dict[str, Callable[[str | Path, str], SegmentationDataset]] = {"scenes": _scenes, "voc21": _voc21}
-"""Readers by the name that ``--dataset`` takes; each is called with the data root and the split's name."""
+def open_dataset(name: str, root: str | Path | None = None, split: str = "val") -> SegmentationDataset:
+    """The data set called ``name`` under ``root``, every image and label of it there.
 
-
-def open_dataset(name: str, root: str | Path, split: str = "val") -> SegmentationDataset:
-    """The data set called ``name`` under ``root``.
+    Args:
+        name: one of ``DATASETS``, or the path of a YAML file (``segclip.eval.folder_sets``).
+        root: folder it lies in; a YAML file says its own where this is None.
+        split: name of the list of images.
 
     Raises:
         ValueError: no such data set (the nearest name is offered), or its files are not as they should be.
     """
-    if name not in DATASETS:
+    dataset, files = describe(name, root, split)
+    no_image, no_label = files.missing()
+    if no_image:
+        number = no_image[0]
         raise ValueError(
-            f"unknown data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}"
+            f"image {files.keys[number]!r} of split {split!r} is missing: {files.images[number]}"
+            + _more(no_image)
         )
-    return DATASETS[name](root, split)
+    if no_label:
+        number = no_label[0]
+        made_by = PUBLISHED[name].layout.labels_made_by if name in PUBLISHED else None
+        raise ValueError(
+            f"image {files.keys[number]!r} has no label: {files.labels[number]} is missing"
+            + _more(no_label)
+            + (f"; {made_by} writes these files" if made_by else "")
+        )
+    return dataset
+
+
+def _more(numbers: Sequence[int]) -> str:
+    return f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""

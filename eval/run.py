@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segclip.console import cli
+from segclip.eval.published import DATASETS
 
 __all__ = ["build_parser", "main", "run"]
 
@@ -18,8 +19,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", required=True, metavar="PATH", help="export folder, run folder or segclip.bin"
     )
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="data set: scenes, voc21")
-    parser.add_argument("--data-root", required=True, metavar="DIR", help="folder the data set lies in")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or a YAML file (docs/datasets.md)",
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder the data set lies in; a YAML file has its own"
+    )
     parser.add_argument(
         "--protocol", metavar="NAME", help="name or YAML file (default: scenes for scenes, else segclip)"
     )
@@ -97,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
 def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:
     """A folder beside the checkpoint, another for each data set, protocol and part of the data set."""
     place = Path(arguments.checkpoint)
-    name = f"{arguments.dataset}-{protocol}"
+    own = Path(arguments.dataset)  # a name, or a YAML file
+    name = f"{own.stem if own.suffix else own.name}-{protocol}"
     if arguments.split != "val":
         name += f"-{arguments.split}"
     if arguments.limit is not None:
