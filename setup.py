@@ -84,6 +84,7 @@ setup(
             "segclip-shards = segclip.data_pipelines.cli:main",
             "segclip-eval = segclip.eval.run:main",
             "segclip-segment = segclip.eval.segment_cli:main",
+            "segclip-convert = segclip.eval.convert_cli:main",
             "segclip-export = segclip.trainer.export_cli:main",
             "segclip-checkpoints = segclip.trainer.checkpoints_cli:main",
             "segclip-doctor = segclip.trainer.doctor_cli:main",

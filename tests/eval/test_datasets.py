@@ -271,7 +271,8 @@ def test_a_split_that_is_not_there(tmp_path) -> None:
 def test_colour_labels_and_broken_files_are_refused(tmp_path) -> None:
     write_published(tmp_path, "voc21")
     dataset = open_dataset("voc21", tmp_path)
-    colours = Image.open(dataset.label_paths[0]).convert("RGB")
+    with Image.open(dataset.label_paths[0]) as picture:
+        colours = picture.convert("RGB")
     colours.save(dataset.label_paths[0])
     with pytest.raises(ValueError, match=r"2007_000033\.png is a RGB image; labels are class numbers"):
         dataset[0]
