@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["MAX_PIXELS", "read_image", "read_label", "to_rgb"]
+__all__ = ["MAX_PIXELS", "image_mode", "read_image", "read_label", "to_rgb"]
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded: Pillow's own bound. A PNG of a few kilobytes can promise gigabytes."""
@@ -44,6 +44,16 @@ def _open(path: Path) -> Image.Image:
             "make it smaller first"
         )
     return picture
+
+
+def image_mode(path: str | Path) -> str:
+    """How the pixels of a file are encoded, in Pillow's words (RGB, P, L, …); only its header is read.
+
+    Raises:
+        ValueError: the file is missing, is no image, or has more than ``MAX_PIXELS`` pixels.
+    """
+    with _open(Path(path)) as picture:
+        return picture.mode
 
 
 def _brief(error: BaseException) -> str:

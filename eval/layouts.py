@@ -45,7 +45,7 @@ class Layout:
 class Files:
     """Files of a split, in its order. None of them need exist; ``label_folder`` may hold others too."""
 
-    base: Path
+    layout: Layout
     keys: tuple[str, ...]
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
@@ -170,7 +170,7 @@ def locate(layout: Layout, name: str, root: str | Path, split: str) -> Files:
         listed = _list(images, layout.image_suffixes, name, split)
         keys, paths = tuple(listed), tuple(listed.values())
     return Files(
-        base, keys, paths, tuple(labels / f"{key}{layout.label_suffix}" for key in keys), images, labels
+        layout, keys, paths, tuple(labels / f"{key}{layout.label_suffix}" for key in keys), images, labels
     )
 
 

@@ -10,22 +10,19 @@ import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 
-from segclip.console import UserError, one_line
+from segclip.console import Finding, Status, UserError, one_line
 from segclip.data_pipelines.credentials import without_credentials
 from segclip.trainer.config import RunConfig
 from segclip.trainer.tracking import TrackingConfig, tracking_uri
 
 __all__ = ["Finding", "check_configuration", "check_environment"]
 
-Status = Literal["ok", "warning", "broken"]
 DEEPSPEED = (0, 19, 6)
 """The first release that reduces gradients once over several backward passes."""
 SHARED_MEMORY_A_RANK = 66 * 2**20
@@ -33,16 +30,6 @@ SHARED_MEMORY_A_RANK = 66 * 2**20
 CONNECT_SECONDS = 5.0
 PROBE = "segclip-doctor"
 """Object that is written and deleted to see whether that is allowed."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
 
 
 def check_environment(config: RunConfig | None = None) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 ``segclip-doctor [environment]`` checks this machine, and with ``--config`` what that run reads and writes;
 ``segclip-doctor memory --config … --gpus N`` tells how much memory each card would need; ``segclip-doctor mlflow RUN``
-sends what MLflow has not taken of a run.
+sends what MLflow has not taken of a run; ``segclip-doctor dataset NAME --root …`` reads a benchmark's files.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from segclip.console import cli
+from segclip.console import Finding, cli
+from segclip.eval.published import DATASETS
 
 if TYPE_CHECKING:
+    from segclip.eval.dataset_doctor import DatasetReport
     from segclip.trainer.config import RunConfig
-    from segclip.trainer.doctor import Finding
     from segclip.trainer.memory import CardMemory
 
 __all__ = ["EXIT_BROKEN", "build_parser", "main"]
@@ -63,6 +64,22 @@ def build_parser() -> argparse.ArgumentParser:
     mlflow.add_argument("run_dir", metavar="RUN", help="folder of the run")
     mlflow.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     mlflow.set_defaults(command_main=_send_records)
+
+    dataset = commands.add_parser(
+        "dataset",
+        help="read all files of a benchmark",
+        description="Count the images of a split, read every image and label file, and compare the labels' values "
+        "with the class list. The exit code is 1 if something is wrong. docs/datasets.md shows the folders.",
+    )
+    dataset.add_argument("name", metavar="NAME", help=f"{', '.join(DATASETS)}, or a YAML file")
+    dataset.add_argument("--root", metavar="DIR", help="folder the data set lies in; a YAML file has its own")
+    dataset.add_argument("--split", default="val", metavar="NAME", help="split to read (default: val)")
+    dataset.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
+    )
+    dataset.add_argument("--json", metavar="FILE", help="write what was found there as well")
+    dataset.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    dataset.set_defaults(command_main=_dataset)
     return parser
 
 
@@ -160,6 +177,56 @@ def _send_records(arguments: argparse.Namespace) -> int:
     return EXIT_BROKEN if left else 0
 
 
+def _dataset(arguments: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from segclip.console import progress
+    from segclip.eval.dataset_doctor import check_dataset
+
+    if arguments.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {arguments.processes}")
+    with progress() as bar:
+        shown = bar.add_task("reading", total=None)
+        report = check_dataset(
+            arguments.name,
+            arguments.root,
+            arguments.split,
+            processes=arguments.processes,
+            begin=lambda images: bar.update(shown, total=images),
+            tick=lambda images: bar.advance(shown, images),
+        )
+    if report.classes:
+        _print_histogram(report)
+    broken = _print(report.findings)
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    print(f"{broken} to mend" if broken else f"{arguments.name} can be scored", flush=True)
+    return EXIT_BROKEN if broken else 0
+
+
+def _print_histogram(report: DatasetReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    total = max(1, sum(each.pixels for each in report.classes) + report.ignored_pixels)
+    table = Table("label", "class", "pixels %", "images")
+    for column in (0, 2, 3):
+        table.columns[column].justify = "right"
+    for each in report.classes:
+        share = f"{100 * each.pixels / total:.3f}" if each.pixels else "never"
+        table.add_row(
+            str(each.value),
+            escape(each.name),
+            share,
+            f"{each.images:,}",
+            style=None if each.pixels else "yellow",
+        )
+    table.add_row("", "(ignored)", f"{100 * report.ignored_pixels / total:.3f}", "")
+    Console().print(table)
+
+
 def _table(config: RunConfig, samples: int, columns: dict[str, CardMemory]) -> None:
     print(
         f"{config.name}: ZeRO stage {config.zero.stage}, {samples} samples a rank at a time; MiB a rank",
@@ -209,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         words = [word for word in words if word not in launched]
         os.environ.setdefault("LOCAL_RANK", launched[0].partition("=")[2] or "0")
     # Alone, or with options alone, it checks the environment.
-    if not words or (words[0] not in ("environment", "memory", "mlflow", "-h", "--help")):
+    if not words or (words[0] not in ("environment", "memory", "mlflow", "dataset", "-h", "--help")):
         words = ["environment", *words]
     cli(lambda arguments: int(arguments.command_main(arguments)), build_parser(), words)
 

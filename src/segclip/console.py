@@ -6,7 +6,8 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Literal, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -21,13 +22,26 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["EXIT_USER_ERROR", "UserError", "cli", "nearest", "one_line", "progress"]
+__all__ = ["EXIT_USER_ERROR", "Finding", "Status", "UserError", "cli", "nearest", "one_line", "progress"]
 
 EXIT_USER_ERROR = 2
 
 
 class UserError(RuntimeError):
     """Something outside the program that its user can mend (a server that is down, a full disk)."""
+
+
+Status = Literal["ok", "warning", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a doctor's report: what was looked at, how it is, and what to do about it."""
+
+    name: str
+    status: Status
+    text: str
+    remedy: str = ""
 
 
 def one_line(error: BaseException) -> str:

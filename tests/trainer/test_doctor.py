@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
@@ -16,6 +18,7 @@ from segclip.trainer import doctor
 from segclip.trainer.config import RunConfig, load_run_config
 from segclip.trainer.doctor import check_configuration, check_environment
 from segclip.trainer.doctor_cli import main
+from tests.eval.published_files import write_image, write_label
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -200,3 +203,34 @@ def test_memory_is_printed_for_as_many_cards(capsys: pytest.CaptureFixture[str])
 def test_what_the_command_refuses(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_doctor_reads_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line; what it finds is tested with ``segclip.eval.dataset_doctor``."""
+    write_image(tmp_path / "images" / "val" / "a.jpg", 2, 3)
+    write_label(tmp_path / "labels" / "val" / "a.png", np.array([[0, 1, 1], [1, 1, 1]]))
+    path = tmp_path / "own.yaml"
+    path.write_text("classes: [cat, '[dog]', cow]\n")
+
+    def code(*words: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["dataset", str(path), "--processes", "1", *words])
+        return int(ended.value.code or 0)
+
+    assert code("--json", str(tmp_path / "found.json")) == 0
+    printed = capsys.readouterr().out
+    assert "[dog]" in printed
+    assert "never" in printed
+    assert "warning classes: 1 of 3 never occur: cow" in printed
+    assert "can be scored" in printed
+    assert json.loads((tmp_path / "found.json").read_text())["check"]["images"] == 1
+    path.write_text("classes: [cat]\n")
+    assert code() == 1
+    assert "BROKEN  label values: outside the class list" in capsys.readouterr().out
+    assert code("--split", "test") == 1
+    assert "split 'test' of own is missing" in capsys.readouterr().out
+    assert code("--processes", "0") == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["dataset", "voc", "--root", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "unknown data set 'voc'" in capsys.readouterr().err
