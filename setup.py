@@ -27,6 +27,7 @@ setup(
     packages=["segclip", *(f"segclip.{folder}" for folder in FOLDERS), "segclip.configs.protocols"],
     package_data={
         "segclip": ["py.typed"],
+        "segclip.eval": ["*.html"],
         "segclip.configs": ["*.yaml", "*.json", "cluster/*"],
         "segclip.configs.protocols": ["*.yaml"],
     },
@@ -51,6 +52,7 @@ setup(
         "numpy>=2,<3",
         "rich>=13,<16",
         "ftfy>=6.2,<7",
+        "jinja2>=3.1,<4",
         "psutil>=5.9,<8",
         # Tables of captions and ranges of shards; MLflow and webdataset bring them anyway.
         "pyarrow>=15,<26",

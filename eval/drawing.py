@@ -58,36 +58,39 @@ def overlay(
     strength: float = 0.6,
     words: bool = True,
     untouched: Sequence[int] = (),
+    ignore: int | None = IGNORE,
 ) -> Image.Image:
     """The picture with every region tinted in its label's colour, outlined, and named.
 
     Args:
         image_HW3: the picture, uint8.
-        label_HW: label of each pixel; ``IGNORE`` is hatched grey.
+        label_HW: label of each pixel; may be smaller than the picture, which it is stretched over.
         names, colours: by label.
         side: length of the result's longer side.
         strength: how much of the tint covers the picture, 0 to 1.
         words: write each region's name on it where there is room.
         untouched: labels that are not tinted (background).
+        ignore: label that is hatched grey; None where every value is a label with a name.
     """
     picture = enlarge(image_HW3, side)
     labels = _enlarge_labels(label_HW, picture.size)
-    table = np.zeros((max(len(names), IGNORE + 1), 3), dtype=np.float32)
+    table = np.zeros((max(len(names), (ignore or 0) + 1), 3), dtype=np.float32)
     table[: len(colours)] = np.asarray(colours[: len(table)], dtype=np.float32)
-    table[IGNORE] = _GREY
+    if ignore is not None:
+        table[ignore] = _GREY
     plain = np.isin(labels, list(untouched))
     # On a pale grey copy of the picture the tints keep their own colour, whatever lies beneath.
     pixels = np.asarray(picture, dtype=np.float32)
     grey = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
     mixed = (1 - strength) * (0.75 * grey + 0.25 * pixels) + strength * table[labels]
     mixed[plain] = 0.55 * pixels[plain] + 0.45 * 255
-    rows, columns = np.indices(labels.shape)
-    hatched = (labels == IGNORE) & ((rows + columns) % 8 < 2)
-    mixed[hatched] = 255
+    if ignore is not None:
+        rows, columns = np.indices(labels.shape)
+        mixed[(labels == ignore) & ((rows + columns) % 8 < 2)] = 255
     mixed[_outline(labels, side // 500)] = INK
     result = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     if words:
-        skipped = {*untouched, IGNORE}
+        skipped = {*untouched, ignore}
         _write_names(
             result, labels, [(k, names[k]) for k in np.unique(labels).tolist() if k not in skipped], colours
         )

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.drawing import INK, PAPER, enlarge, font, legend, overlay
-from segclip.eval.evaluate import Result, predict_dataset
-from segclip.eval.metrics import confusion_matrix, mean_iou
-from segclip.eval.palette import Colour, named_colours
-from segclip.eval.protocol import Protocol
-from segclip.models.segclip import SegCLIP
+from segclip.eval.drawing import INK, PAPER, font, legend
+from segclip.eval.evaluate import Result
+from segclip.eval.palette import Colour
+from segclip.eval.views import View, class_colours
 
-__all__ = ["confusion_picture", "overlay_page", "spread", "write_pictures"]
+__all__ = ["Chosen", "choose", "confusion_picture", "overlay_page", "spread", "write_pictures"]
 
-_CELL = 300
 _GAP = 14
 _MARGIN = 24
 _MOST_NUMBERS = 26  # above this many classes the cells are too small for numbers
@@ -31,21 +28,55 @@ def spread(total: int, count: int) -> list[int]:
     return [number * total // count for number in range(count)]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Images of a data set to look at, by their places in it.
+
+    Attributes:
+        even: evenly spaced over the data set.
+        worst: those with the lowest mean IoU, lowest first.
+        best: those with the highest that are not among the worst, highest first.
+    """
+
+    even: tuple[int, ...]
+    worst: tuple[int, ...]
+    best: tuple[int, ...]
+
+    def all(self) -> tuple[int, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(self.even + self.worst + self.best))
+
+
+def choose(dataset: SegmentationDataset, result: Result, count: int) -> Chosen:
+    """``count`` images of each kind, of those that were scored."""
+    by_key = {row.key: row.miou for row in result.per_image}
+    scored = [number for number, key in enumerate(dataset.keys) if key in by_key]
+    if not count or not scored:
+        return Chosen((), (), ())
+    rated = [(miou, number) for number in scored if (miou := by_key[dataset.keys[number]]) is not None]
+    worst = [number for _, number in sorted(rated)[:count]]
+    best = [number for _, number in sorted(rated, key=lambda item: (-item[0], item[1]))]
+    return Chosen(
+        tuple(scored[number] for number in spread(len(scored), count)),
+        tuple(worst),
+        tuple([number for number in best if number not in worst][:count]),
+    )
+
+
 def write_pictures(
     folder: str | Path,
-    model: SegCLIP,
     dataset: SegmentationDataset,
-    protocol: Protocol,
     result: Result,
-    *,
-    count: int = 8,
+    chosen: Chosen,
+    views: Mapping[int, View],
 ) -> dict[str, Path]:
-    """Write ``overlays.png``, ``worst.png`` and ``confusion.png`` into ``folder``.
+    """Write ``confusion.png`` and, of the chosen images, ``overlays.png`` and ``worst.png`` into ``folder``.
 
     Args:
         folder: made if it is not there.
-        model, dataset, protocol, result: as given to and returned by ``evaluate``.
-        count: images on each page of overlays; 0 writes the confusion matrix alone.
+        dataset, result: as given to and returned by ``evaluate``.
+        chosen: by ``choose``.
+        views: by ``make_views``, of all that are chosen.
 
     Returns:
         The files by their name without ending.
@@ -53,26 +84,15 @@ def write_pictures(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {"confusion": confusion_picture(result, folder / "confusion.png")}
-    scored = [
-        number for number, key in enumerate(dataset.keys) if key in {row.key for row in result.per_image}
-    ]
-    if not count or not scored:
-        return written
-    by_key = {row.key: row.miou if row.miou is not None else 1.0 for row in result.per_image}
-    worst = sorted(scored, key=lambda number: by_key[dataset.keys[number]])[:count]
-    pages = {
-        "overlays": (
-            [scored[number] for number in spread(len(scored), count)],
-            "images evenly spaced over the data set",
-        ),
-        "worst": (worst, "the images with the lowest mean IoU"),
-    }
-    for name, (numbers, which) in pages.items():
+    for name, numbers, which in (
+        ("overlays", chosen.even, "images evenly spaced over the data set"),
+        ("worst", chosen.worst, "the images with the lowest mean IoU"),
+    ):
+        if not numbers:
+            continue
         page = overlay_page(
-            model,
+            [views[number] for number in numbers],
             dataset,
-            protocol,
-            numbers,
             title=f"{dataset.name}: mean IoU {100 * result.miou:.1f} %",
             subtitle=which,
         )
@@ -82,43 +102,18 @@ def write_pictures(
 
 
 def overlay_page(
-    model: SegCLIP,
-    dataset: SegmentationDataset,
-    protocol: Protocol,
-    numbers: Sequence[int],
-    *,
-    title: str,
-    subtitle: str = "",
+    views: Sequence[View], dataset: SegmentationDataset, *, title: str, subtitle: str = ""
 ) -> Image.Image:
     """Rows of image | predicted regions with their words | truth, and a legend of the classes that occur."""
-    names = dataset.classes
-    colours = class_colours(dataset)
-    chosen = dataset.pick(numbers)
+    names, colours = dataset.classes, class_colours(dataset)
     rows: list[tuple[str, list[Image.Image]]] = []
-    seen: set[int] = set()
-    untouched = (0,) if dataset.has_background else ()
-    for sample, prediction in predict_dataset(model, chosen, protocol):
-        found_HW = prediction.labels().cpu()
-        truth_HW = sample.label_HW
-        counts = confusion_matrix(torch.from_numpy(truth_HW), found_HW, len(names))
-        seen |= set(np.unique(truth_HW[truth_HW < len(names)]).tolist()) | set(found_HW.unique().tolist())
-        cells = [
-            enlarge(sample.image_HW3, _CELL),
-            overlay(sample.image_HW3, found_HW.numpy(), names, colours, side=_CELL, untouched=untouched),
-            overlay(sample.image_HW3, truth_HW, names, colours, side=_CELL, untouched=untouched),
-        ]
-        rows.append((f"{sample.key} · mean IoU {100 * mean_iou(counts):.0f} %", cells))
+    for view in views:
+        score = "no pixel counts" if view.miou is None else f"mean IoU {100 * view.miou:.0f} %"
+        cells = [view.image, view.prediction, view.truth]
+        rows.append((f"{view.key} · {score}", cells))
+    seen = sorted({label for view in views for label in view.labels})
     across = 2 if len(rows) > 3 else 1
-    return _page(
-        title, subtitle, rows, ("image", "prediction", "truth"), across, sorted(seen), names, colours
-    )
-
-
-def class_colours(dataset: SegmentationDataset) -> tuple[Colour, ...]:
-    """A colour for each class; background is grey."""
-    if dataset.has_background:
-        return ((200, 200, 200), *named_colours(dataset.classes[1:]))
-    return named_colours(dataset.classes)
+    return _page(title, subtitle, rows, ("image", "prediction", "truth"), across, seen, names, colours)
 
 
 def _page(

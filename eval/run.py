@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for result.json and the pictures (default: CHECKPOINT/evaluation/DATASET-PROTOCOL)",
+        help="folder for result.json, report.html and the pictures (default: CHECKPOINT/evaluation/DATASET-PROTOCOL)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
@@ -48,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip-broken", action="store_true", help="leave images out that do not read, and name them"
     )
     parser.add_argument(
-        "--pictures", type=int, default=8, metavar="N", help="images on the page of overlays (default: 8)"
+        "--pictures",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images of each kind (evenly spaced, worst, best) in the report and on the pages (default: 8)",
     )
     return parser
 
@@ -91,13 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
     for line in result.skipped:
         console.print(f"left out: {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(summary_line(result), markup=False, highlight=False, soft_wrap=True)
-    from segclip.eval.pictures import write_pictures
+    from segclip.eval.outputs import write_outputs
 
-    written = [result.write(folder / "result.json")]
-    written += write_pictures(
-        folder, loaded.model, dataset, protocol, result, count=arguments.pictures
-    ).values()
-    for path in written:
+    written = write_outputs(folder, loaded.model, dataset, protocol, result, count=arguments.pictures)
+    for path in written.values():
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

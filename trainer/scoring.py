@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from segclip.eval.datasets import SegmentationDataset, open_dataset
 from segclip.eval.evaluate import Part, Result, conclude, evaluate_part
-from segclip.eval.pictures import spread, write_pictures
+from segclip.eval.outputs import write_outputs
+from segclip.eval.pictures import spread
 from segclip.eval.protocol import Protocol, load_protocol
 from segclip.eval.report import summary_line
 from segclip.eval.weights import load_model
@@ -83,8 +84,7 @@ def score_export(
     result = _shared(model, dataset, protocol, ranks, checkpoint=export)
 
     def write() -> None:
-        result.write(folder / "result.json")
-        write_pictures(folder, model, dataset, protocol, result)
+        write_outputs(folder, model, dataset, protocol, result)
         print(f"{dataset.name}, protocol {protocol.name}: {summary_line(result)}", flush=True)
 
     on_first(ranks, write)

@@ -58,7 +58,7 @@ def checkpoint(model: SegCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path
     return export(model, tmp_path_factory.mktemp("run") / "export", {"protocol": "scenes"})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pictures() -> Callable[[int, int], np.ndarray]:
     """Smooth random pictures: (height, width, seed) -> uint8 [H, W, 3]."""
 
@@ -128,12 +128,12 @@ def bomb() -> Callable[[Path, int], Path]:
     return _bomb
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_voc() -> Callable[..., Path]:
     """(root, [(key, image, label)], class names) -> the VOC2012 folder written under root."""
     return _write_voc
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scene_classes() -> list[str]:
     return list(SCENE_CLASSES)

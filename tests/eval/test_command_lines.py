@@ -54,6 +54,7 @@ def test_eval_writes_result_and_pictures(checkpoint, scenes_root, tmp_path, caps
         result["counts"]["name"],
         "confusion.png",
         "overlays.png",
+        "report.html",
         "worst.png",
     }
 

@@ -8,7 +8,8 @@ import torch
 
 from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import build_scorer, evaluate, predict_dataset
-from segclip.eval.pictures import spread, write_pictures
+from segclip.eval.outputs import write_outputs
+from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
 from segclip.eval.report import class_table, summary_line
 
@@ -123,12 +124,13 @@ def test_pictures_are_written(model, scenes_root, tmp_path) -> None:
 
     dataset = open_dataset("scenes", scenes_root)
     result = evaluate(model, dataset, SCENES)
-    written = write_pictures(tmp_path / "out", model, dataset, SCENES, result, count=3)
-    assert set(written) == {"confusion", "overlays", "worst"}
-    for path in written.values():
-        with Image.open(path) as picture:
+    written = write_outputs(tmp_path / "out", model, dataset, SCENES, result, count=3)
+    assert set(written) == {"result", "confusion", "overlays", "worst", "report"}
+    for name in ("confusion", "overlays", "worst"):
+        with Image.open(written[name]) as picture:
             assert min(picture.size) > 300
-    assert set(write_pictures(tmp_path / "few", model, dataset, SCENES, result, count=0)) == {"confusion"}
+    few = write_outputs(tmp_path / "few", model, dataset, SCENES, result, count=0)
+    assert set(few) == {"result", "confusion", "report"}
 
 
 @pytest.mark.parametrize(("total", "count"), [(500, 8), (3, 8), (1, 1), (0, 4)])

@@ -1,0 +1,43 @@
+"""What an evaluation leaves in its folder: the result, pictures, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.evaluate import Result
+from segclip.eval.html_report import write_report
+from segclip.eval.pictures import choose, write_pictures
+from segclip.eval.protocol import Protocol
+from segclip.eval.views import make_views
+from segclip.models.segclip import SegCLIP
+
+__all__ = ["write_outputs"]
+
+
+def write_outputs(
+    folder: str | Path,
+    model: SegCLIP,
+    dataset: SegmentationDataset,
+    protocol: Protocol,
+    result: Result,
+    *,
+    count: int = 8,
+) -> dict[str, Path]:
+    """Write ``result.json``, ``report.html`` and the pictures; the result first, lest a picture lose it.
+
+    Args:
+        folder: made if it is not there; files of these names are replaced.
+        model, dataset, protocol, result: as given to and returned by ``evaluate``.
+        count: images of each kind (evenly spaced, worst, best); 0 for none.
+
+    Returns:
+        The files by their name without ending.
+    """
+    folder = Path(folder)
+    written = {"result": result.write(folder / "result.json")}
+    chosen = choose(dataset, result, count)
+    views = make_views(model, dataset, protocol, chosen.all())
+    written |= write_pictures(folder, dataset, result, chosen, views)
+    written["report"] = write_report(folder / "report.html", dataset, result, chosen, views)
+    return written

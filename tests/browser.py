@@ -1,0 +1,71 @@
+"""A real browser without a window: Chromium, driven by Playwright.
+
+Where none is found, tests that need one are skipped, but fail if ``CI`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+MISSING = (
+    f"no browser found (looked for {', '.join(PROGRAMS)}): on Debian, apt-get install chromium-headless-shell; "
+    "elsewhere any Chromium in PATH does, or name one in SEGCLIP_BROWSER"
+)
+
+
+def program() -> str | None:
+    """Path of a browser on this machine."""
+    return os.environ.get("SEGCLIP_BROWSER") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+@dataclass
+class Noted:
+    """What a page did that it should not: messages on the console, errors, requests to other machines."""
+
+    complaints: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def open_page(*, dark: bool = False, width: int = 1280, height: int = 900) -> Iterator[tuple[Page, Noted]]:
+    """An empty page, and what is noted of it from then on. Requests to other machines are noted and refused."""
+    found = program()
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    with sync_playwright() as playwright:
+        # Of the tests' own pages alone: as root, the sandbox does not start.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        page.set_default_timeout(30_000)
+        noted = Noted()
+        page.on(
+            "console",
+            lambda message: (
+                noted.complaints.append(f"{message.type}: {message.text}")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
+        page.on("pageerror", lambda error: noted.complaints.append(str(error)))
+
+        def decide(route) -> None:
+            own = route.request.url.startswith(("file:", "http://127.0.0.1:", "http://localhost:"))
+            if own:
+                route.continue_()
+            else:
+                noted.outside.append(route.request.url)
+                route.abort()
+
+        page.route("**/*", decide)
+        yield page, noted
+        browser.close()

@@ -1,0 +1,119 @@
+"""The report as a file, and as a reader sees it in a browser."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segclip.eval.datasets import open_dataset, voc_layout
+from segclip.eval.evaluate import evaluate
+from segclip.eval.outputs import write_outputs
+from segclip.eval.protocol import load_protocol
+from tests.browser import open_page
+
+SCENES = load_protocol("scenes")
+
+
+def write(model, dataset, protocol, folder, count) -> Path:
+    result = evaluate(model, dataset, protocol, on_error="skip", checkpoint="runs/<x>/export")
+    return write_outputs(folder, model, dataset, protocol, result, count=count)["report"]
+
+
+@pytest.fixture(scope="module")
+def report(model, tmp_path_factory, write_voc, pictures, scene_classes) -> Path:
+    """A report on five scenes, of which one is broken."""
+    root = tmp_path_factory.mktemp("report")
+    random = np.random.default_rng(0)
+    pairs = [(f"scene_{n}", pictures(24, 30, n), random.integers(0, 16, (24, 30))) for n in range(5)]
+    write_voc(root, pairs, scene_classes)
+    dataset = open_dataset("scenes", root)
+    dataset.image_paths[3].write_bytes(b"broken")
+    return write(model, dataset, SCENES, root / "out", 2)
+
+
+@pytest.fixture(scope="module")
+def many_classes(model, tmp_path_factory, write_voc, pictures) -> Path:
+    """A report on 171 classes with awkward names, of which some have no pixel."""
+    root = tmp_path_factory.mktemp("many")
+    names = ["<script>alert(1)</script>", 'a "quoted" & named thing', *(f"class {n}" for n in range(2, 171))]
+    random = np.random.default_rng(0)
+    pairs = [
+        (f"picture_{n}", pictures(48, 64, n), random.integers(0, 160, (6, 8)).repeat(8, 0).repeat(8, 1))
+        for n in range(3)
+    ]
+    write_voc(root, pairs)
+    dataset = voc_layout("many", root, tuple(names), has_background=False)
+    protocol = SCENES.model_validate({**SCENES.model_dump(), "datasets": {"many": {"background": "none"}}})
+    return write(model, dataset, protocol, root / "out", 1)
+
+
+def test_everything_of_the_result_is_on_the_page(report) -> None:
+    text = report.read_text(encoding="utf-8")
+    for wanted in (
+        SCENES.sha256,
+        "runs/&lt;x&gt;/export",
+        "scene_3: ",
+        "purple star",
+        "1 images could not be read",
+    ):
+        assert wanted in text
+    assert text.count('<section class="card">') == 2 + 2 + 2
+    assert text.count("data:image/webp;base64,") == 4 * 6
+
+
+def test_the_page_needs_nothing_else(report, many_classes) -> None:
+    for path in (report, many_classes):
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']*""", text)
+        assert "default-src 'none'" in text
+    # Names of classes come from files of others.
+    assert "<script>alert" not in text
+    assert len(text) < 1_500_000
+
+
+def figures(page) -> list[float]:
+    """IoU of the classes in the order they stand in; a dash counts as below all."""
+    cells = page.locator("#class-table td:nth-child(2)").all_inner_texts()
+    return [-1.0 if cell == "-" else float(cell) for cell in cells]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_reader_sorts_filters_and_enlarges(report, dark) -> None:
+    with open_page(dark=dark) as (page, noted):
+        page.goto(report.as_uri())
+        names = page.locator("#class-table tbody tr td:first-child")
+        before = names.all_inner_texts()
+        page.get_by_role("button", name="IoU %").click()
+        assert figures(page) == sorted(figures(page), reverse=True)
+        page.get_by_role("button", name="IoU %").click()
+        assert figures(page) == sorted(figures(page))
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("IoU")
+        page.get_by_role("button", name="class").click()
+        assert names.all_inner_texts() == before
+        page.locator("#filter").fill("STAR")
+        assert page.locator("#class-table tbody tr:visible").count() == 4
+        page.locator(".pictures img").nth(1).click()
+        assert page.locator("#large img").evaluate("image => image.naturalWidth") == 320
+        page.keyboard.press("Escape")
+        assert not page.locator("#large").is_visible()
+        page.locator("#matrix").hover(position={"x": 150, "y": 150})
+        assert re.fullmatch(r".+ → .+: [\d.]+ %", page.locator("#cell").inner_text())
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        # No wider than the window: nobody has to scroll sideways to read it.
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
+    assert not noted.complaints
+    assert not noted.outside
+
+
+def test_many_classes_on_a_narrow_screen(many_classes) -> None:
+    with open_page(width=420) as (page, noted):
+        page.goto(many_classes.as_uri())
+        assert page.locator("#class-table tbody tr").count() == 171
+        assert page.locator("#class-table tbody tr td").first.inner_text() == "<script>alert(1)</script>"
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert not noted.complaints
