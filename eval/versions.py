@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from segclip.code_version import git_commit
 
 __all__ = ["versions"]
 
@@ -23,22 +22,5 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a checkout that is not installed
             continue
-    commit = _commit()
+    commit = git_commit()
     return found if commit is None else {**found, "commit": commit}
-
-
-@functools.cache
-def _commit() -> str | None:
-    folder = str(Path(__file__).resolve().parent)
-    answers = []
-    for question in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "..")):
-        try:
-            done = subprocess.run(
-                ["git", "-C", folder, *question], capture_output=True, text=True, check=False, timeout=30
-            )
-        except (OSError, subprocess.TimeoutExpired):  # no git here, or a file system that does not answer
-            return None
-        if done.returncode:
-            return None
-        answers.append(done.stdout.strip())
-    return answers[0] + ("+" if answers[1] else "")
