@@ -95,7 +95,15 @@ print(load_protocol("scenes").name, segclip.load.__module__, segclip.__version__
 
 
 @pytest.mark.parametrize(
-    "name", ["segclip-eval", "segclip-segment", "segclip-shards", "segclip-export", "segclip-checkpoints"]
+    "name",
+    [
+        "segclip-eval",
+        "segclip-segment",
+        "segclip-convert",
+        "segclip-shards",
+        "segclip-export",
+        "segclip-checkpoints",
+    ],
 )
 def test_the_command_lines_start(binaries: Path, tmp_path: Path, name: str) -> None:
     assert clean_run(binaries / name, "--help", cwd=tmp_path).startswith(f"usage: {name}")
