@@ -46,6 +46,78 @@ def test_segclip_is_the_originals() -> None:
     assert phrases[10] == ("table",)
 
 
+SETS = {
+    "voc21": 20, "voc20": 20, "context60": 59, "context59": 59, "coco_object": 80, "coco_stuff171": 171,
+    "ade20k150": 150, "cityscapes19": 19,
+}  # fmt: skip
+WITH_BACKGROUND = {"voc21", "context60", "coco_object"}
+
+
+@pytest.mark.parametrize("name", ["segclip", "groupvit", "tcl", "sclip"])
+def test_published_protocols_cover_all_eight_data_sets(name) -> None:
+    protocol = load_protocol(name)
+    assert set(protocol.datasets) == set(SETS)
+    for dataset, classes in SETS.items():
+        rule = protocol.rule(dataset)
+        assert (rule.background != "none") == (dataset in WITH_BACKGROUND)
+        phrases = rule.phrases()
+        assert phrases is None or len(phrases) == classes
+        protocol.geometry(VIT_B16, dataset)
+    # Context is in alphabetical order; an older list puts the classes of VOC first.
+    renamed = {"airplane": "aeroplane", "plant": "pottedplant", "monitor": "tvmonitor"}
+    firsts = [renamed.get(group[0], group[0]) for group in protocol.rule("context59").phrases() or ()]
+    assert firsts == sorted(firsts)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "sizes"),
+    [
+        ("segclip", "coco_object", (224, 224, 224)),
+        ("groupvit", "voc21", (448, 448, 224)),
+        ("tcl", "cityscapes19", (448, 448, 224)),
+        ("sclip", "voc21", (336, 224, 112)),
+        ("sclip", "coco_stuff171", (448, 224, 112)),
+        ("sclip", "cityscapes19", (560, 224, 112)),
+    ],
+)
+def test_sizes_of_a_data_set(name, dataset, sizes) -> None:
+    geometry = load_protocol(name).geometry(VIT_B16, dataset)
+    assert (geometry.short_side, geometry.window, geometry.stride) == sizes
+    assert geometry.long_side_max == 2048
+
+
+def test_what_sets_the_published_protocols_apart() -> None:
+    groupvit, tcl, sclip = (load_protocol(name) for name in ("groupvit", "tcl", "sclip"))
+    assert [groupvit.rule(name).threshold for name in ("voc21", "context60", "coco_object")] == [
+        0.95,
+        0.35,
+        0.95,
+    ]
+    assert [
+        load_protocol("segclip").rule(name).threshold for name in ("voc21", "context60", "coco_object")
+    ] == [*(0.8, 0.25, 0.65)]
+    assert groupvit.normalisation == tcl.normalisation == "imagenet"
+    assert len(tcl.templates) == 9
+    assert {tcl.rule(name).threshold for name in WITH_BACKGROUND} == {0.5}
+    assert len(sclip.templates) == len(set(sclip.templates)) == 80
+    assert sclip.template_averaging == "normalise_mean_normalise"
+    assert [sclip.scale(name) for name in ("voc21", "voc20", "context60", "coco_object")] == [65, 40, 50, 50]
+    rule = sclip.rule("voc21")
+    assert (rule.background, rule.threshold, len(rule.background_words)) == ("threshold_and_words", 0.1, 26)
+    assert rule.smallest_share == 0.1
+    phrases = rule.phrases()
+    assert phrases is not None
+    assert phrases[3] == ("ship",)
+    assert len(phrases[14]) == 7
+    assert groupvit.scale("voc21") is None
+
+
+def test_the_record_holds_the_sentences_of_a_named_set(tmp_path) -> None:
+    named = load_protocol(write(tmp_path, templates="openai_80"))
+    assert len(named.model_dump(mode="json")["templates"]) == 80
+    assert load_protocol(write(tmp_path, templates=list(named.templates))).sha256 == named.sha256
+
+
 def test_sizes_follow_the_model() -> None:
     geometry = load_protocol("scenes").geometry(TOY)
     assert (geometry.short_side, geometry.window, geometry.stride) == (51, 48, 3)
@@ -76,8 +148,8 @@ def test_unknown_names() -> None:
         load_protocol("segclp")
     with pytest.raises(ValueError, match=r"protocol file none\.yaml does not exist"):
         load_protocol("none.yaml")
-    with pytest.raises(ValueError, match=r"says nothing about data set 'voc20' \(did you mean 'voc21'\?\)"):
-        load_protocol("segclip").rule("voc20")
+    with pytest.raises(ValueError, match=r"says nothing about data set 'voc12' \(did you mean 'voc21'\?\)"):
+        load_protocol("segclip").rule("voc12")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +160,51 @@ def test_unknown_names() -> None:
         ({"short_side": 0}, "must be at least 1, got 0"),
         ({"templates": []}, "field 'templates'"),
         ({"templates": ["a photo"]}, r"template 'a photo' must hold \{\} exactly once"),
+        (
+            {"templates": "openai_8"},
+            r"unknown set of templates \(did you mean 'openai_80'\?\).*got 'openai_8'",
+        ),
+        ({"datasets": {"voc21": {"window": 0}}}, "must be at least 1, got 0"),
+        ({"datasets": {"voc21": {"classes": ["cat", "  "]}}}, "class 2 is empty"),
+        ({"datasets": {"voc21": {"classes": ["cat", []]}}}, "class 2 is empty"),
+        ({"datasets": {"voc21": {"classes": ["cat", ["dog", "Cat "]]}}}, "class 'Cat ' stands twice"),
+        (
+            {"datasets": {"voc21": {"background": "words", "background_words": ["sky", "sky"]}}},
+            "background word 'sky' stands twice",
+        ),
+        (
+            {"datasets": {"voc21": {"background": "words", "background_words": ["cat"], "classes": ["cat"]}}},
+            "'cat' is a background word and a class",
+        ),
+        (
+            {
+                "datasets": {
+                    "voc21": {
+                        "background": "words",
+                        "background_words": ["sky"],
+                        "classes": ["cat"],
+                        "shared_words": ["cat"],
+                    }
+                }
+            },
+            "'cat' of `shared_words` is not both",
+        ),
+        ({"datasets": {"voc21": {"smallest_share": 0.1}}}, "`smallest_share` needs a background"),
+        ({"softmax_at": "pixel"}, "goes with `score: softmax` only"),
+        ({"softmax_at": "pixel", "score": "softmax"}, "needs `threshold_at: pixel`"),
+        (
+            {
+                "datasets": {
+                    "voc21": {
+                        "background": "threshold_and_words",
+                        "threshold": 0.5,
+                        "background_words": ["sky"],
+                    }
+                }
+            },
+            "voc21: `background: threshold_and_words` needs `threshold_at: pixel`",
+        ),
+        ({"normalisation": "imgnet"}, "field 'normalisation'.*got 'imgnet'"),
         ({"score": "cosine"}, "field 'score'.*got 'cosine'"),
         ({"datasets": {"voc21": {"background": "threshold"}}}, "`threshold` is given exactly when"),
         ({"datasets": {"voc21": {"threshold": 0.5}}}, "`threshold` is given exactly when"),
