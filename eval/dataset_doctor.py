@@ -17,7 +17,7 @@ from segclip.eval.datasets import IGNORE, SegmentationDataset, describe
 from segclip.eval.folder_sets import is_folder_set
 from segclip.eval.label_scan import Entry, Scan, scan
 from segclip.eval.layouts import Files, files_below
-from segclip.eval.published import PUBLISHED
+from segclip.eval.published import DATASETS, PUBLISHED
 
 __all__ = ["ClassCount", "DatasetReport", "alignment", "check_dataset"]
 
@@ -74,7 +74,7 @@ def check_dataset(
     split: str = "val",
     *,
     processes: int = 1,
-    begin: Callable[[int], None] = lambda images: None,
+    begin: Callable[[int], object] = lambda images: None,
     tick: Callable[[int], None] = lambda images: None,
 ) -> DatasetReport:
     """Look at the files of a split, at every pixel of them.
@@ -86,16 +86,16 @@ def check_dataset(
         tick: told how many more have been.
 
     Raises:
-        ValueError: no data set of that name.
+        ValueError: no data set of that name, or no root.
     """
     try:
         dataset, files = describe(name, root, split)
     except ValueError as error:
-        if name not in PUBLISHED and name != "scenes" and not is_folder_set(name):
+        if (name not in DATASETS or root is None) and not is_folder_set(name):
             raise
         remedy = f"see {PREPARATION}, or name the right folder by --root"
         return DatasetReport(None, (Finding("files", "broken", one_line(error), remedy),))
-    findings = [_count(dataset), *_missing(dataset, files), *_orphans(files)]
+    findings = [_count(dataset), *_missing(files), *_orphans(files)]
     entries: list[Entry] = [
         (key, image, label)
         for key, image, label in zip(files.keys, files.images, files.labels, strict=True)
@@ -106,7 +106,7 @@ def check_dataset(
     found = Scan()
     for part in run_tasks(scan, tasks, processes=processes, tick=tick):
         found.add(part)
-    findings += [*_encodings(found), *alignment(dataset, found)]
+    findings += [*_encodings(found), *alignment(dataset, found, files.labels_made_by)]
     first = int(dataset.reduce_zero_label)
     classes = tuple(
         ClassCount(value, each, found.pixels[value], found.files[value])
@@ -132,14 +132,13 @@ def _count(dataset: SegmentationDataset) -> Finding:
     )  # fmt: skip
 
 
-def _missing(dataset: SegmentationDataset, files: Files) -> Iterator[Finding]:
+def _missing(files: Files) -> Iterator[Finding]:
     no_image, no_label = files.missing()
     for what, numbers, paths in (("images", no_image, files.images), ("labels", no_label, files.labels)):
         if not numbers:
             yield Finding(what, "ok", f"a file for each of the {len(paths):,} keys")
             continue
-        known = PUBLISHED.get(dataset.name)
-        made_by = known.layout.labels_made_by if known is not None and what == "labels" else None
+        made_by = files.labels_made_by if what == "labels" else None
         yield Finding(
             what, "broken",
             f"{len(numbers):,} of {len(paths):,} are missing: " + _some([str(paths[each]) for each in numbers]),
@@ -185,8 +184,14 @@ def _encodings(found: Scan) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def alignment(dataset: SegmentationDataset, found: Scan) -> Iterator[Finding]:
-    """Whether the values of the label files are those of the class list."""
+def alignment(dataset: SegmentationDataset, found: Scan, made_by: str | None = None) -> Iterator[Finding]:
+    """Whether the values of the label files are those of the class list.
+
+    Args:
+        dataset: whose class list.
+        found: what its files hold.
+        made_by: command that writes the label files, where there is one.
+    """
     if not found.pixels:
         yield Finding("label values", "broken", "no label file could be read", "see above")
         return
@@ -196,7 +201,7 @@ def alignment(dataset: SegmentationDataset, found: Scan) -> Iterator[Finding]:
     if outside:
         counts = ", ".join(f"{value} ({found.pixels[value]:,} pixels)" for value in outside[:_SHOWN])
         more = f" and {len(outside) - _SHOWN} others" if len(outside) > _SHOWN else ""
-        why, remedy = _why_outside(dataset, found, outside)
+        why, remedy = _why_outside(dataset, found, outside, made_by)
         yield Finding(
             "label values", "broken",
             f"outside the class list (0 to {highest}, or {IGNORE}): {counts}{more}, first in "
@@ -218,7 +223,7 @@ def alignment(dataset: SegmentationDataset, found: Scan) -> Iterator[Finding]:
             "label values", "broken" if dataset.name == "coco_object" else "warning",
             f"{IGNORE} occurs ({found.pixels[IGNORE]:,} pixels, first in {found.example[IGNORE]!r}), but labels of "
             f"{dataset.name} have no ignored pixels",
-            known.layout.labels_made_by or "take the label files as published",
+            f"{made_by} --overwrite" if made_by else "take the label files as published",
         )  # fmt: skip
     elif known is not None and known.ignored == "some" and IGNORE not in found.pixels:
         yield Finding(
@@ -242,10 +247,11 @@ def alignment(dataset: SegmentationDataset, found: Scan) -> Iterator[Finding]:
         yield Finding("classes", "ok", f"all {len(dataset.classes)} occur")
 
 
-def _why_outside(dataset: SegmentationDataset, found: Scan, outside: Sequence[int]) -> tuple[str, str]:
+def _why_outside(
+    dataset: SegmentationDataset, found: Scan, outside: Sequence[int], made_by: str | None
+) -> tuple[str, str]:
     """What these values look like, and the remedy."""
     known = PUBLISHED.get(dataset.name)
-    made_by = known.layout.labels_made_by if known is not None else None
     if dataset.name in ("coco_object", "coco_stuff171") and outside[-1] <= 181:
         return (
             ": these look like COCO-Stuff's maps, not converted or converted for the other set",

@@ -174,7 +174,7 @@ def describe(name: str, root: str | Path | None, split: str = "val") -> tuple[Se
             "file for folders of your own"
         )
     if root is None:
-        raise ValueError(f"data set {name} needs the folder it lies in: give --data-root")
+        raise ValueError(f"data set {name} needs the folder it lies in: --data-root, or --root of segclip-doctor")
     if name == "scenes":
         files = locate(layouts.VOC, name, root, split)
         return _dataset(name, _scene_classes(find_base(layouts.VOC, name, root)), files, split, False), files
@@ -239,11 +239,10 @@ def open_dataset(name: str, root: str | Path | None = None, split: str = "val") 
         )
     if no_label:
         number = no_label[0]
-        made_by = PUBLISHED[name].layout.labels_made_by if name in PUBLISHED else None
         raise ValueError(
             f"image {files.keys[number]!r} has no label: {files.labels[number]} is missing"
             + _more(no_label)
-            + (f"; {made_by} writes these files" if made_by else "")
+            + (f"; {files.labels_made_by} writes these files" if files.labels_made_by else "")
         )
     return dataset
 

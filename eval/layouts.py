@@ -28,7 +28,7 @@ class Layout:
         label_suffix: ending of the label file of a key.
         split_file: list of keys below the base, with ``{split}``; None: every image in the folder.
         split_folders: folder of a split where that is not the split's own name.
-        labels_made_by: command that writes the label files, where they are not part of the download.
+        labels_made_by: command that writes the label files, where they are not part of the download; ``--root`` follows.
     """
 
     bases: tuple[str, ...]
@@ -46,11 +46,18 @@ class Files:
     """Files of a split, in its order. None of them need exist; ``label_folder`` may hold others too."""
 
     layout: Layout
+    base: Path
     keys: tuple[str, ...]
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
     image_folder: Path
     label_folder: Path
+
+    @property
+    def labels_made_by(self) -> str | None:
+        """Command that writes the label files, where there is one."""
+        made_by = self.layout.labels_made_by
+        return f"{made_by} --root {self.base}" if made_by is not None else None
 
     def missing(self) -> tuple[list[int], list[int]]:
         """Numbers of the entries without an image, and of those without a label."""
@@ -73,7 +80,7 @@ def _voc(year: int, labels: str, lists: str, made_by: str | None = None) -> Layo
 VOC = _voc(2012, "SegmentationClass", "Segmentation")
 CONTEXT = _voc(
     2010, "SegmentationClassContext", "SegmentationContext",
-    "segclip-convert context --root VOC2010 --json trainval_merged.json",
+    "segclip-convert context --json trainval_merged.json",
 )  # fmt: skip
 _COCO_SPLITS = {"val": "val2017", "train": "train2017"}
 
@@ -85,7 +92,7 @@ def _coco(label_suffix: str, made_by: str) -> Layout:
         labels="annotations/{split}",
         label_suffix=label_suffix,
         split_folders=_COCO_SPLITS,
-        labels_made_by=f"{made_by} --root coco_stuff164k",
+        labels_made_by=made_by,
     )
 
 
@@ -103,7 +110,7 @@ CITYSCAPES = Layout(
     labels="gtFine/{split}",
     image_suffixes=("_leftImg8bit.png",),
     label_suffix="_gtFine_labelTrainIds.png",
-    labels_made_by="segclip-convert cityscapes --root cityscapes",
+    labels_made_by="segclip-convert cityscapes",
 )
 
 
@@ -170,7 +177,7 @@ def locate(layout: Layout, name: str, root: str | Path, split: str) -> Files:
         listed = _list(images, layout.image_suffixes, name, split)
         keys, paths = tuple(listed), tuple(listed.values())
     return Files(
-        layout, keys, paths, tuple(labels / f"{key}{layout.label_suffix}" for key in keys), images, labels
+        layout, base, keys, paths, tuple(labels / f"{key}{layout.label_suffix}" for key in keys), images, labels
     )
 
 

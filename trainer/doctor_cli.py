@@ -187,14 +187,13 @@ def _dataset(arguments: argparse.Namespace) -> int:
     if arguments.processes < 1:
         raise ValueError(f"--processes must be at least 1, got {arguments.processes}")
     with progress() as bar:
-        shown = bar.add_task("reading", total=None)
         report = check_dataset(
             arguments.name,
             arguments.root,
             arguments.split,
             processes=arguments.processes,
-            begin=lambda images: bar.update(shown, total=images),
-            tick=lambda images: bar.advance(shown, images),
+            begin=lambda images: bar.add_task("reading", total=images),
+            tick=lambda images: bar.advance(bar.task_ids[0], images),
         )
     if report.classes:
         _print_histogram(report)

@@ -93,6 +93,8 @@ def test_what_cannot_be_opened_is_one_finding(tmp_path) -> None:
         assert report.check is None
     with pytest.raises(ValueError, match="unknown data set 'voc'"):
         check_dataset("voc", tmp_path)
+    with pytest.raises(ValueError, match="voc21 needs the folder it lies in"):
+        check_dataset("voc21", None)
     write_published(tmp_path, "voc21")
     (tmp_path / PLACES["voc21"].split_file).unlink()
     assert "val.txt is missing" in wrong(check_dataset("voc21", tmp_path))["files"]

@@ -264,7 +264,7 @@ def test_a_split_that_is_not_there(tmp_path) -> None:
         open_dataset("ade20k150", tmp_path, "train")
     with pytest.raises(ValueError, match=r"no coco_stuff164k/images under .*is this coco_object\?"):
         open_dataset("coco_object", tmp_path)
-    with pytest.raises(ValueError, match="voc21 needs the folder it lies in: give --data-root"):
+    with pytest.raises(ValueError, match="voc21 needs the folder it lies in: --data-root"):
         open_dataset("voc21")
 
 
