@@ -174,7 +174,9 @@ def describe(name: str, root: str | Path | None, split: str = "val") -> tuple[Se
             "file for folders of your own"
         )
     if root is None:
-        raise ValueError(f"data set {name} needs the folder it lies in: --data-root, or --root of segclip-doctor")
+        raise ValueError(
+            f"data set {name} needs the folder it lies in: --data-root, or --root of segclip-doctor"
+        )
     if name == "scenes":
         files = locate(layouts.VOC, name, root, split)
         return _dataset(name, _scene_classes(find_base(layouts.VOC, name, root)), files, split, False), files

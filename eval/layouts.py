@@ -28,7 +28,7 @@ class Layout:
         label_suffix: ending of the label file of a key.
         split_file: list of keys below the base, with ``{split}``; None: every image in the folder.
         split_folders: folder of a split where that is not the split's own name.
-        labels_made_by: command that writes the label files, where they are not part of the download; ``--root`` follows.
+        labels_made_by: command that writes the label files where the download has none; ``--root`` is added to it.
     """
 
     bases: tuple[str, ...]
@@ -177,7 +177,13 @@ def locate(layout: Layout, name: str, root: str | Path, split: str) -> Files:
         listed = _list(images, layout.image_suffixes, name, split)
         keys, paths = tuple(listed), tuple(listed.values())
     return Files(
-        layout, base, keys, paths, tuple(labels / f"{key}{layout.label_suffix}" for key in keys), images, labels
+        layout,
+        base,
+        keys,
+        paths,
+        tuple(labels / f"{key}{layout.label_suffix}" for key in keys),
+        images,
+        labels,
     )
 
 
