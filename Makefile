@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-all test-fast test-faults soak lint format bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
+.PHONY: help setup quickstart test test-all test-fast test-faults soak lint format docs bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -60,6 +60,11 @@ format: $(VENV)/.installed
 	ruff check --fix .
 	ruff format .
 
+## docs         the documentation site, into site/; warnings are errors
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 python -m mkdocs build --strict --quiet
+	@echo "docs: open site/index.html (to search it: python -m http.server --directory site)"
+
 ## bench        run every script in benchmarks/ and print one table
 bench: $(VENV)/.installed
 	python -m benchmarks.all
@@ -93,5 +98,5 @@ gpu-sanitize: gpu-found
 
 ## clean        remove .venv, runs and caches
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info src/*.egg-info
+	rm -rf $(VENV) runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

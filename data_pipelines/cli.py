@@ -18,7 +18,7 @@ from segclip.data_pipelines.build_cli import add_build_commands
 if TYPE_CHECKING:
     from segclip.data_pipelines.scene_sets import SceneSet
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 SIZE_HELP = "side of a picture in pixels (default: 96)"
 
@@ -94,7 +94,8 @@ def _upload(arguments: argparse.Namespace) -> None:
     print(f"{files} files uploaded: {arguments.url}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``segclip-shards``."""
     parser = argparse.ArgumentParser(
         prog="segclip-shards", description=__doc__.partition(": ")[2].partition("\n")[0]
     )
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``segclip-shards``."""
-    cli(lambda arguments: arguments.run(arguments), _parser(), argv)
+    cli(lambda arguments: arguments.run(arguments), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.table import Table
 from segclip.console import UserError, cli
 from segclip.trainer.progress import duration
 
-__all__ = ["Summary", "main"]
+__all__ = ["Summary", "build_parser", "main"]
 
 CONFIG = "configs/quickstart.yaml"
 TRAINING_SCENES, TRAINING_SCENES_SEED = 60_000, 1
@@ -73,8 +73,8 @@ class _Stopwatch:
         return value
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Entry point."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m segclip.trainer.quickstart``."""
     parser = argparse.ArgumentParser(
         prog="python -m segclip.trainer.quickstart", description=__doc__.split("\n")[0]
     )
@@ -94,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help=f"settings that replace those of {CONFIG}"
     )
-    cli(_run, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point."""
+    cli(_run, build_parser(), argv)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,18 +13,14 @@ if TYPE_CHECKING:
     from segclip.trainer.config import RunConfig
     from segclip.trainer.distributed import Ranks
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # Longer than the first rank needs to say what is wrong: the launcher ends all ranks as soon as one has exited.
 GRACE_SECONDS = 5.0
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the configuration says.
-
-    Exit code 0: the run is complete. 2: its user has to mend something. 69: another rank is lost. 75: asked to stop by
-    a signal. After the last two the same command goes on.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``trainer/run.py``."""
     parser = argparse.ArgumentParser(prog="trainer/run.py", description="Train SegCLIP.")
     parser.add_argument(
         "--config", required=True, help="YAML file of the run, for example configs/quickstart.yaml"
@@ -47,7 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the configuration says.
+
+    Exit code 0: the run is complete. 2: its user has to mend something. 69: another rank is lost. 75: asked to stop by
+    a signal. After the last two the same command goes on.
+    """
+    arguments = build_parser().parse_args(argv)
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
 

@@ -1,0 +1,100 @@
+"""The figures that were promised (``promised.yaml``) beside those that were measured.
+
+A promise names a figure as ``benchmarks.all`` does, "script: figure", or a pattern of several; of several, the worst is
+shown. Targets of figures that have been measured are in the figures themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import ROOT, Figure
+
+__all__ = ["PROMISES", "Promise", "committed_figures", "found", "print_promises"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One figure that has to be reached."""
+
+    subject: str
+    says: str
+    figure: str
+    """"script: figure", as a pattern of ``fnmatch``."""
+    target: str
+    """In words, with the direction."""
+    needs: str = ""
+    """What measuring it takes that few machines have."""
+
+    @property
+    def command(self) -> str:
+        """What measures it."""
+        script = self.figure.partition(":")[0]
+        return "make quickstart" if script == "quickstart" else f"python -m benchmarks.{script}"
+
+
+PROMISES = tuple(
+    Promise(subject, **each)
+    for subject, own in yaml.safe_load(
+        Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    ).items()
+    for each in own
+)
+
+
+def committed_figures() -> dict[str, Figure]:
+    """All figures in ``benchmarks/results``, under "script: figure"."""
+    folder = ROOT / "benchmarks" / "results"
+    figures: dict[str, Figure] = {}
+    for path in sorted(folder.rglob("*.json")):
+        script = path.relative_to(folder).parts[0].removesuffix(".json")
+        report = json.loads(path.read_text(encoding="utf-8"))
+        figures |= {f"{script}: {name}": Figure(**values) for name, values in report["figures"].items()}
+    return figures
+
+
+def found(promise: Promise, figures: Mapping[str, Figure]) -> Figure | None:
+    """The figure of a promise: of several the first that does not hold, else the first; None if none is there."""
+    own = [figure for name, figure in figures.items() if fnmatchcase(name, promise.figure)]
+    return next((figure for figure in own if figure.holds is False), own[0] if own else None)
+
+
+def state(figure: Figure | None) -> str:
+    """ "yes", "NO", "" for one without a target, "-" for one that has not been measured."""
+    return "-" if figure is None else {None: "", True: "yes", False: "NO"}[figure.holds]
+
+
+def shown(figure: Figure | None) -> str:
+    """Value and unit."""
+    return "not measured" if figure is None else f"{figure.value:.4g} {figure.unit}".rstrip()
+
+
+def print_promises(title: str, figures: Mapping[str, Figure], console: Console | None = None) -> None:
+    """All promises with what was measured, as a table."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("subject", no_wrap=True)
+    table.add_column("figure", overflow="fold")
+    for column in ("value", "target", "holds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("measured by, beside", overflow="fold")
+    before = ""
+    for promise in PROMISES:
+        figure = found(promise, figures)
+        if before and promise.subject != before:
+            table.add_section()
+        lack = f"needs {promise.needs}" if promise.needs else promise.command
+        beside = lack if figure is None else "; ".join(filter(None, (promise.command, figure.beside)))
+        table.add_row(
+            "" if promise.subject == before else promise.subject,
+            promise.says, shown(figure), promise.target, state(figure), beside,
+        )  # fmt: skip
+        before = promise.subject
+    (console or Console()).print(table)
