@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-__all__ = ["CONFIG_FILE", "QUICKSTART_EXPORT", "WEIGHTS_FILE", "find_export", "quickstart_export"]
+__all__ = [
+    "CONFIG_FILE",
+    "QUICKSTART_EXPORT",
+    "WEIGHTS_FILE",
+    "find_export",
+    "is_training_checkpoint",
+    "newest_training_checkpoint",
+    "quickstart_export",
+]
 
 # As in segclip.models.checkpoint, whose import takes seconds.
 WEIGHTS_FILE = "model.safetensors"
@@ -13,10 +22,10 @@ QUICKSTART_EXPORT = Path("runs/quickstart/train/export")
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder or checkpoint file that ``path`` means.
+    """The export folder, checkpoint file or training checkpoint that ``path`` means.
 
-    ``path`` may be an export folder, the folder of a finished run, which holds one as ``export``, or a released
-    checkpoint file. The checkpoints within a run are not exports: ``segclip-export`` makes one of them.
+    ``path`` may be an export folder; the folder of a run, which holds one as ``export`` once it has ended and
+    training checkpoints before; a training checkpoint (``RUN/checkpoints/step-...``); or a released checkpoint file.
 
     Raises:
         ValueError: there is nothing that can be loaded.
@@ -32,10 +41,27 @@ def find_export(path: str | Path) -> Path:
     for folder in (path, path / "export"):
         if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
             return folder
+    if is_training_checkpoint(path):
+        return path
+    newest = newest_training_checkpoint(path)
+    if newest is not None:
+        return newest
     raise ValueError(
-        f"{path} is no checkpoint: neither it nor {path / 'export'} holds {WEIGHTS_FILE} and {CONFIG_FILE}; "
-        "give the export folder that training writes at its end"
+        f"{path} is no checkpoint: neither it nor {path / 'export'} holds {WEIGHTS_FILE} and {CONFIG_FILE}, and "
+        "it is neither a training checkpoint nor a run with one; give the export folder that training writes at its end"
     )
+
+
+def is_training_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` is a whole checkpoint of training: its checksums are written last."""
+    return (Path(path) / "config.yaml").is_file() and (Path(path) / "checksums.json").is_file()
+
+
+def newest_training_checkpoint(run: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run's folder, None if there is none."""
+    steps = [each for each in Path(run).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", each.name)]
+    whole = [each for each in steps if is_training_checkpoint(each)]
+    return max(whole, key=lambda each: int(each.name.partition("-")[2]), default=None)
 
 
 def quickstart_export() -> Path:

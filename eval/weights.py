@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segclip.eval.exports import CONFIG_FILE, find_export
+from segclip.eval.exports import CONFIG_FILE, find_export, is_training_checkpoint
 from segclip.eval.protocol import protocol_names
 from segclip.models.checkpoint import load
 from segclip.models.segclip import SegCLIP
+from segclip.models.training_checkpoint import join_training_checkpoint
 
 __all__ = ["LoadedModel", "default_protocol", "load_model", "pick_device", "weights_sha256"]
 
@@ -50,8 +51,13 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load what ``find_export`` finds; errors as there and in ``segclip.models.checkpoint.load``."""
+    """Load what ``find_export`` finds; errors as there, in ``segclip.models.checkpoint.load`` and in
+    ``segclip.models.training_checkpoint.join_training_checkpoint``.
+    """
     found = find_export(path)
+    if is_training_checkpoint(found):
+        model = join_training_checkpoint(found)
+        return LoadedModel(model.to(device), found, model.card)
     model = load(found, device=device)
     card: dict[str, Any] = {}
     if found.is_dir():

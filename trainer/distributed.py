@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
-from segclip.trainer.rendezvous import Greeting, interface_towards, meet
+from segclip.rendezvous import Greeting, interface_towards, meet
 from segclip.trainer.watch import Watch
 
 __all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from segclip.models.full_state import full_state
 from segclip.trainer.distributed import Ranks, agreed, on_first
-from segclip.trainer.full_state import full_state
 from segclip.trainer.reconfigured import settings_of
 
 __all__ = ["check_stage", "count_pieces", "load_for_other_ranks", "remove_joined", "written_by_others"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from segclip.data_pipelines.loader import BatchStream, build_loader
+from segclip.models.safe_pickles import check_pickles
 from segclip.trainer.checkpoint import load_checkpoint
 from segclip.trainer.checkpoint_upload import restored
 from segclip.trainer.config import RunConfig
@@ -21,7 +22,6 @@ from segclip.trainer.precision import resolve_precision
 from segclip.trainer.reconfigured import keep_settings
 from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.run_lock import hold_run_folder
-from segclip.trainer.safe_pickles import check_pickles
 from segclip.trainer.scoring import check_evaluation
 from segclip.trainer.train_state import TrainState, read_state
 

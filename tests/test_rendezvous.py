@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from segclip.console import UserError
-from segclip.trainer.rendezvous import Greeting, compare, hosts_of_launcher, interface_towards, meet
+from segclip.rendezvous import Greeting, compare, hosts_of_launcher, interface_towards, meet
 
 OWN = Greeting(0, "a", {"torch": "2.11", "deepspeed": "0.19.8"}, "0" * 64, 1000.0)
 

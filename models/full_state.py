@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segclip.trainer.safe_pickles import check_pickles
+from segclip.models.safe_pickles import check_pickles
 
 __all__ = ["full_state"]
 

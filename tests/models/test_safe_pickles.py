@@ -14,7 +14,7 @@ from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from segclip.trainer.safe_pickles import ALLOWED, check_pickles
+from segclip.models.safe_pickles import ALLOWED, check_pickles
 
 FP16 = {
     "init_scale": 4,

@@ -1,4 +1,4 @@
-"""Checkpoint files are looked through before DeepSpeed unpickles them.
+"""Files of training checkpoints are looked through before DeepSpeed unpickles them.
 
 DeepSpeed loads its files with ``weights_only=False``: whatever function a pickle names is called. torch can list these
 names without calling any (``torch.serialization.get_unsafe_globals_in_checkpoint``). A file may name what torch's
@@ -54,4 +54,4 @@ def check_pickles(folder: str | Path) -> None:
             )
 
 
-_REMEDY = "resume from a checkpoint that you trust, or give another run_dir to start anew"
+_REMEDY = "use a checkpoint that you trust; to train anew, give another run_dir"
