@@ -26,7 +26,7 @@ from torch import Tensor
 from segclip.eval.boundary import boundary, boundary_width
 from segclip.eval.datasets import IGNORE
 
-__all__ = ["ImageCounts", "Tally", "columns", "read_counts"]
+__all__ = ["ImageCounts", "Tally", "columns", "pair_counts", "read_counts"]
 
 _FLUSH = 32  # images whose counts are kept on the device before they are fetched together
 _PIXELS = 2**20  # counted at a time, so that memory does not grow with the image
@@ -120,6 +120,14 @@ def read_counts(path: Path, sha256: str) -> ImageCounts:
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} does not read as counts of images ({error})") from error
     return ImageCounts(keys, classes, rows)
+
+
+def pair_counts(truth_HW: Tensor, found_HW: Tensor, classes: int) -> Tensor:
+    """int64 [C, C] on the tensors' device: pixels by truth and prediction, ``IGNORE`` left out. Waits for nothing."""
+    counted = truth_HW.flatten() != IGNORE
+    index = torch.where(counted, truth_HW.flatten() * classes + found_HW.flatten(), 0)
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=truth_HW.device)
+    return counts.scatter_add_(0, index, counted.long()).view(classes, classes)
 
 
 class Tally:

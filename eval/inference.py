@@ -10,7 +10,7 @@ words, C output labels (the classes, with background in front where there is one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -176,7 +176,9 @@ class WindowScores:
 
 
 @torch.inference_mode()
-def window_scores(model: SegCLIP, windows_B3HW: Tensor, scorer: ClassScorer) -> WindowScores:
+def window_scores(
+    model: SegCLIP, windows_B3HW: Tensor, scorer: ClassScorer | Callable[[Tensor, Tensor], Tensor]
+) -> WindowScores:
     """Encode windows once and score their centers.
 
     Args:
@@ -290,7 +292,7 @@ class _Canvas:
 def predict(
     model: SegCLIP,
     images: Iterable[tuple[Tensor, tuple[int, int]]],
-    scorer: ClassScorer,
+    scorer: ClassScorer | Callable[[Tensor, Tensor], Tensor],
     geometry: Geometry,
     *,
     batch_size: int = 32,

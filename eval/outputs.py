@@ -9,6 +9,7 @@ from segclip.eval.evaluate import Result
 from segclip.eval.html_report import write_report
 from segclip.eval.pictures import choose, write_pictures
 from segclip.eval.protocol import Protocol
+from segclip.eval.thresholds import threshold_picture
 from segclip.eval.views import make_views
 from segclip.models.segclip import SegCLIP
 
@@ -37,6 +38,8 @@ def write_outputs(
     folder = Path(folder)
     written = {"result": result.write(folder / "result.json")}
     chosen = choose(dataset, result, count)
+    if result.thresholds is not None:
+        written["thresholds"] = threshold_picture(result, folder / "thresholds.png")
     views = make_views(model, dataset, protocol, chosen.all())
     written |= write_pictures(folder, dataset, result, chosen, views)
     written["report"] = write_report(folder / "report.html", dataset, result, chosen, views)

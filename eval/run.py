@@ -1,23 +1,45 @@
-"""``segclip-eval``: score a checkpoint on a data set under a named protocol."""
+"""``segclip-eval``: score a checkpoint on a data set under a named protocol.
+
+On several processes: ``torchrun --nproc-per-node 8 eval/run.py ...`` or ``deepspeed eval/run.py ...``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from segclip.console import cli
 from segclip.eval.published import DATASETS
+
+if TYPE_CHECKING:
+    from segclip.eval.datasets import SegmentationDataset
+    from segclip.eval.protocol import Protocol
+    from segclip.eval.ranks import Ranks
+    from segclip.eval.result import Result
+    from segclip.eval.scoring import Task
+    from segclip.models.segclip import SegCLIP
 
 __all__ = ["build_parser", "main", "run"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="segclip-eval", description=__doc__.split(": ", 1)[1])
+    parser = argparse.ArgumentParser(
+        prog="segclip-eval",
+        description="Score a checkpoint on a data set under a named protocol.",
+        epilog="`segclip-eval compare A B` says whether two results differ by more than chance.",
+    )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="export folder, run folder or segclip.bin"
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="export folder, run folder, training checkpoint or segclip.bin",
     )
     parser.add_argument(
         "--dataset",
@@ -54,11 +76,55 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images of each kind (evenly spaced, worst, best) in the report and on the pages (default: 8)",
     )
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N",
+        help="draws behind the confidence intervals, 0 for none (default: 1000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, metavar="P", help="level of the intervals (default: 0.95)"
+    )
+    parser.add_argument(
+        "--thresholds", action="store_true", help="also say what other background thresholds would score"
+    )
+    parser.add_argument(
+        "--tune-split",
+        metavar="NAME",
+        help="with --thresholds: split to choose a threshold on, such as train",
+    )
+    parser.add_argument("--tune-limit", type=int, metavar="N", help="only the first N images of --tune-split")
+    parser.add_argument(
+        "--vocabulary", nargs="?", const="", metavar="FILE",
+        help="also score under synonyms and among distractors: of a YAML file, or those that come with the package",
+    )  # fmt: skip
+    # Given by launchers.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks. Cheap checks come first, so that a typing error costs no time."""
+    """Do what the command line asks, alone or among the processes that a launcher has started."""
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        from segclip.eval.ranks import on_ranks
+
+        on_ranks(lambda ranks: _run(arguments, ranks), arguments.device, debug=arguments.debug)
+    return _run(arguments, None)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the command line names, found and checked, and nothing of it loaded."""
+
+    dataset: SegmentationDataset
+    protocol: Protocol
+    checkpoint: Path
+    folder: Path
+    tune: SegmentationDataset | None
+
+
+def _prepared(arguments: argparse.Namespace) -> _Prepared:
+    """Cheap checks come first, so that a typing error costs no time."""
     from segclip.eval.datasets import open_dataset
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
@@ -70,37 +136,88 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--pictures must be at least 0, got {arguments.pictures}")
     dataset = open_dataset(arguments.dataset, arguments.data_root, arguments.split).first(arguments.limit)
     protocol.rule(dataset.name)
+    if arguments.tune_split is not None and not arguments.thresholds:
+        raise ValueError("--tune-split is for the study of thresholds: give --thresholds as well")
+    if arguments.tune_limit is not None and arguments.tune_split is None:
+        raise ValueError("--tune-limit goes with --tune-split")
+    tune = None
+    if arguments.tune_split is not None:
+        tune = open_dataset(arguments.dataset, arguments.data_root, arguments.tune_split).first(
+            arguments.tune_limit
+        )
     checkpoint = find_export(arguments.checkpoint)
     folder = default_folder(arguments, protocol.name) if arguments.out is None else Path(arguments.out)
+    return _Prepared(dataset, protocol, checkpoint, folder, tune)
 
-    from rich.console import Console
 
-    from segclip.eval.evaluate import evaluate
-    from segclip.eval.report import class_table, summary_line
-    from segclip.eval.weights import load_model, pick_device
+def _task(arguments: argparse.Namespace, found: _Prepared) -> Task:
+    from segclip.eval.bootstrap import Resampling
+    from segclip.eval.scoring import Task
+    from segclip.eval.vocabulary import load_vocabulary
 
-    loaded = load_model(checkpoint, pick_device(arguments.device))
-    folder.mkdir(parents=True, exist_ok=True)
-    result = evaluate(
-        loaded.model,
-        dataset,
-        protocol,
+    return Task(
+        dataset=found.dataset,
+        protocol=found.protocol,
         batch_size=arguments.batch_size,
         on_error="skip" if arguments.skip_broken else "stop",
-        progress=True,
-        checkpoint=loaded.path,
+        resampling=Resampling(draws=arguments.bootstrap, level=arguments.confidence),
+        thresholds=arguments.thresholds,
+        tune=found.tune,
+        vocabulary=None if arguments.vocabulary is None else load_vocabulary(arguments.vocabulary or None),
+        checkpoint=found.checkpoint,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
+
+
+def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
+    if ranks is None:
+        found = _prepared(arguments)
+    else:
+        found = ranks.agreed(lambda: _prepared(arguments))
+
+    from segclip.eval.scoring import score
+    from segclip.eval.weights import load_model, pick_device
+
+    if ranks is None:
+        task = _task(arguments, found)
+        loaded = load_model(found.checkpoint, pick_device(arguments.device))
+        found.folder.mkdir(parents=True, exist_ok=True)
+        result = score(task, loaded.model, progress=True)
+        _show_and_write(arguments, found, loaded.model, result)
+        return 0
+
+    def prepare() -> Task:
+        if ranks.is_first:
+            found.folder.mkdir(parents=True, exist_ok=True)
+        return _task(arguments, found)
+
+    task = ranks.agreed(prepare)
+    loaded = ranks.share_model(found.checkpoint)
+    result = score(task, loaded.model, ranks, progress=True)
+    # The others wait: a launcher takes a process that ends for one that is done with its work.
+    ranks.agreed(lambda: _show_and_write(arguments, found, loaded.model, result) if ranks.is_first else None)
+    return 0
+
+
+def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegCLIP, result: Result) -> None:
+    from rich.console import Console
+
+    from segclip.eval.outputs import write_outputs
+    from segclip.eval.report import class_table, remarks, studies, summary_line
+
     console = Console()
     console.print(class_table(result))
     for line in result.skipped:
         console.print(f"left out: {line}", style="yellow", markup=False, soft_wrap=True)
-    console.print(summary_line(result), markup=False, highlight=False, soft_wrap=True)
-    from segclip.eval.outputs import write_outputs
-
-    written = write_outputs(folder, loaded.model, dataset, protocol, result, count=arguments.pictures)
+    for line in remarks(result):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    for line in (*studies(result), summary_line(result)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    written = write_outputs(
+        found.folder, model, found.dataset, found.protocol, result, count=arguments.pictures
+    )
     for path in written.values():
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    return 0
 
 
 def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:
@@ -117,8 +234,16 @@ def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point."""
-    cli(run, build_parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["compare"]:
+        from segclip.eval import compare
+
+        cli(compare.run, compare.build_parser(), words[1:])
+    cli(run, build_parser(), words)
 
 
 if __name__ == "__main__":
+    # Launchers run this file as a script, which puts its folder first among the places of imports: `datasets` and
+    # others there would be taken for packages of these names.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
     main()

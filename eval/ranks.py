@@ -1,0 +1,275 @@
+"""An evaluation on several processes, started by ``torchrun`` or ``deepspeed``: each takes some of the images.
+
+The processes meet over gloo, and over NCCL beside it where they have GPUs. They talk three times: to agree that all has
+been found, to hand the network round, and at the end. In between each works alone; one that fails says so where the
+others look once a second, so that nobody scores on for hours after a broken image elsewhere.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segclip.console import EXIT_USER_ERROR, UserError, one_line
+from segclip.eval.weights import LoadedModel, pick_device
+from segclip.models.segclip import SegCLIP
+from segclip.rendezvous import Greeting, interface_towards, meet
+
+__all__ = ["LOST", "RankError", "Ranks", "join", "on_ranks"]
+
+Value = TypeVar("Value")
+
+LOST = 69
+"""Exit code of a process whose partner has ended."""
+
+_MEETING_SECONDS = 300.0
+_LONGEST = datetime.timedelta(days=7)  # shares of the images take as long as they take
+_LOOK_SECONDS = 1.0
+# Longer than the one that failed needs to say why: the launcher ends all as soon as one has exited.
+_GRACE_SECONDS = 5.0
+_FAILED = "failed"
+
+
+class RankError(UserError):
+    """An error on some rank, raised on all: ``is_reporter`` tells the one that should print it."""
+
+    def __init__(self, message: str, is_reporter: bool) -> None:
+        super().__init__(message)
+        self.is_reporter = is_reporter
+
+
+class PartnerLost(RuntimeError):
+    """Another rank has ended or failed, and said why itself."""
+
+
+@dataclass
+class Ranks:
+    """This process among those of the evaluation.
+
+    Attributes:
+        rank, world_size: which of how many.
+        device: its own.
+        store: where a rank leaves word that it has failed.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    store: Any
+    _looked: float = 0.0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def own(self, total: int) -> range:
+        """Numbers of this rank's images out of ``total``; none if there are fewer images than ranks."""
+        return range(self.rank, total, self.world_size)
+
+    def look(self) -> None:
+        """Raise ``PartnerLost`` if another rank has failed; asks once a second at most."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        try:
+            failed = self.store.check([_FAILED])
+        except (dist.DistError, RuntimeError) as error:
+            raise PartnerLost("the first rank has ended") from error
+        if failed:
+            raise PartnerLost("another rank has failed")
+
+    def agreed(self, work: Callable[[], Value]) -> Value:
+        """Do ``work`` on every rank; if it fails anywhere with a user's error, raise that error everywhere.
+
+        Raises:
+            RankError: with the message of the lowest failing rank.
+        """
+        result: Value | None = None
+        caught: Exception | None = None
+        try:
+            result = work()
+        except PartnerLost as error:
+            caught = error
+        except (ValueError, OSError, UserError) as error:
+            caught = error
+            self.store.set(_FAILED, str(self.rank))
+        except BaseException:
+            self.store.set(_FAILED, str(self.rank))
+            raise
+        own = None if caught is None or isinstance(caught, PartnerLost) else one_line(caught)
+        problems = self.gather(own)
+        failing = [rank for rank, text in enumerate(problems) if text is not None]
+        if failing:
+            first = failing[0]
+            everywhere = all(text == problems[first] for text in problems)
+            prefix = "" if everywhere else f"rank {first}: "
+            raise RankError(f"{prefix}{problems[first]}", is_reporter=self.rank == first) from caught
+        if caught is not None:
+            raise caught
+        return result  # type: ignore[return-value]
+
+    def gather(self, value: Value) -> list[Value]:
+        """The value of every rank, on every rank."""
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """Sum of integer counts over the ranks, on this rank's device."""
+        counts = counts.to(self.device)
+        dist.all_reduce(counts)
+        return counts
+
+    def share_model(self, path: Path) -> LoadedModel:
+        """The network that the first rank finds at ``path``, on every rank's device. The others read no file.
+
+        Raises:
+            RankError: it cannot be loaded.
+        """
+        from segclip.eval.weights import load_model
+
+        loaded = self.agreed(lambda: load_model(path) if self.is_first else None)
+        box: list[Any] = [None if loaded is None else (loaded.model.config, loaded.path, loaded.card)]
+        dist.broadcast_object_list(box, src=0)
+        config, found, card = box[0]
+        model = SegCLIP(config, load_init=False).eval() if loaded is None else loaded.model
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+        return LoadedModel(model.to(self.device), found, card)
+
+
+def join(device: str = "auto", *, meeting_seconds: float = _MEETING_SECONDS) -> Ranks:
+    """Meet the other processes that the launcher has started.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``; each rank takes the GPU of its place on its host.
+        meeting_seconds: how long to wait for the others; ``SEGCLIP_MEETING_SECONDS`` overrides it.
+
+    Raises:
+        UserError: a rank does not come, or its software is another.
+        ValueError: the device cannot be had.
+    """
+    world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(world_size))))
+    own = _own_device(device, local_rank, here)
+    if own.type == "cpu" and ("OMP_NUM_THREADS" not in os.environ or here > 1):
+        # The ranks of one host share its cores.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {world_size} but MASTER_PORT is not set: start with torchrun or deepspeed, "
+            "or unset WORLD_SIZE"
+        )
+    if world_size > here:
+        interface = interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    store = meet(
+        Greeting.own(rank, " ".join(each for each in sys.argv if not each.startswith("--local"))),
+        world_size=world_size,
+        local_world_size=here,
+        seconds=float(os.environ.get("SEGCLIP_MEETING_SECONDS", meeting_seconds)),
+    )
+    on_gpu = own.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(own)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=_LONGEST,
+        device_id=own if on_gpu else None,
+    )
+    return Ranks(rank, world_size, own, store)
+
+
+def _own_device(name: str, local_rank: int, here: int) -> torch.device:
+    if ":" in name:
+        raise ValueError(
+            f"--device {name} names one device, but {here} processes run on this host; say cuda, and each takes its own"
+        )
+    device = pick_device(name)
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{here} processes on this host but only {torch.cuda.device_count()} GPUs: "
+                "start as many processes as GPUs, or give --device cpu"
+            )
+        return torch.device("cuda", local_rank)
+    return device
+
+
+def on_ranks(work: Callable[[Ranks], int], device: str = "auto", *, debug: bool = False) -> NoReturn:
+    """Join, do ``work`` and end the process.
+
+    The exit code is the largest of what ``work`` returned. A user's error is one line from the rank it happened on, and
+    exit code 2; 69 for those who have lost another rank.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        try:
+            ranks = join(device)
+        except (ValueError, UserError) as error:
+            # Each host says so once: what one can see is not what the other can.
+            reports = int(os.environ.get("LOCAL_RANK", "0")) == 0
+            raise RankError(one_line(error), reports) from error
+        code = max(ranks.gather(work(ranks)))  # nobody leaves while others listen to it
+        dist.destroy_process_group()
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("interrupted", file=sys.stderr)
+        _leave(130)
+    except RankError as error:
+        if debug:
+            raise
+        if error.is_reporter:
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_SECONDS)
+        _leave(EXIT_USER_ERROR)
+    except (RuntimeError, PartnerLost) as error:
+        if debug or not _partner_gone(error):
+            _print_trace()
+            _leave(1)
+        print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
+        _leave(LOST)
+    except BaseException:
+        _print_trace()
+        _leave(1)
+    _leave(code)
+
+
+def _partner_gone(error: Exception) -> bool:
+    """Whether a collective broke because a process at its other end is gone."""
+    text = str(error).lower()
+    return isinstance(error, (PartnerLost, dist.DistError)) or any(
+        words in text for words in ("closed by peer", "reset by peer", "connection refused", "broken pipe")
+    )
+
+
+def _print_trace() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: other ranks may wait in a collective, and so would an orderly exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
