@@ -32,12 +32,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir={"": "src"},
-    packages=["segclip", *(f"segclip.{folder}" for folder in FOLDERS), "segclip.configs.protocols"],
+    packages=[
+        "segclip",
+        *(f"segclip.{folder}" for folder in FOLDERS),
+        *(f"segclip.configs.{kind}" for kind in ("protocols", "vocabularies")),
+    ],
     package_data={
         "segclip": ["py.typed"],
         "segclip.eval": ["*.html"],
         "segclip.configs": ["*.yaml", "*.json", "cluster/*"],
         "segclip.configs.protocols": ["*.yaml"],
+        "segclip.configs.vocabularies": ["*.yaml"],
     },
     install_requires=[
         "torch>=2.11,<3",
