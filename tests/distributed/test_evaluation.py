@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
+from segclip.eval import run
 from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import evaluate
 from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
+from segclip.eval.weights import load_model, weights_sha256
 from segclip.trainer.export_cli import open_checkpoint
 from segclip.trainer.train_state import read_state
+from tests.ranks import start
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("train_variants.py")
@@ -64,6 +67,37 @@ def test_the_best_checkpoint_is_kept_and_scores_what_it_says(runs: Path, name: s
     with torch.inference_mode():
         alone = evaluate(open_checkpoint(folder / f"step-{best.step:08d}"), dataset, load_protocol("scenes"))
     assert alone.miou == pytest.approx(best.miou, abs=1e-9)
+
+
+def test_a_checkpoint_in_pieces_is_scored_as_the_run_was(runs: Path, tmp_path: Path) -> None:
+    """By two ranks of `segclip-eval`, of which the first joins the pieces; a run means its newest checkpoint."""
+    alone = tmp_path / "run"
+    alone.mkdir()
+    (alone / "checkpoints").symlink_to(runs / "zero3" / "checkpoints")
+    asked = ["--dataset", "scenes", "--data-root", runs / "scenes", "--pictures", 0, "--device", "cpu"]
+    done = start(Path(run.__file__), "--checkpoint", alone, "--out", tmp_path / "out", *asked).finish(300)
+    assert done.returncode == 0, done.stdout
+    expected = json.loads((runs / "zero3" / "evaluation" / "result.json").read_text())
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    for field in (
+        "miou",
+        "confusion",
+        "intervals",
+        "data_sha256",
+        "protocol_sha256",
+        "weights_sha256",
+        "counts",
+    ):
+        assert found[field] == expected[field], field
+    assert found["checkpoint"] == str(alone / "checkpoints" / "step-00000006")
+    assert (found["ranks"], expected["ranks"]) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_pieces_are_joined_to_the_weights_of_the_export(runs: Path, name: str) -> None:
+    loaded = load_model(runs / name / "checkpoints" / "step-00000006")
+    assert weights_sha256(loaded.model) == weights_sha256(open_checkpoint(runs / name))
+    assert loaded.card == {"protocol": "scenes"}
 
 
 def test_scores_are_told_while_training(runs: Path) -> None:
