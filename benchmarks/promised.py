@@ -1,12 +1,13 @@
 """The figures that were promised (``promised.yaml``) beside those that were measured.
 
 A promise names a figure as ``benchmarks.all`` does, "script: figure", or a pattern of several; of several, the worst is
-shown. Targets of figures that have been measured are in the figures themselves.
+shown. ``python -m benchmarks.promised README.md`` writes the README's table.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +19,20 @@ from rich.table import Table
 
 from benchmarks.report import ROOT, Figure
 
-__all__ = ["PROMISES", "Promise", "committed_figures", "found", "print_promises"]
+__all__ = [
+    "PROMISES",
+    "Promise",
+    "committed_figures",
+    "found",
+    "print_promises",
+    "readme_table",
+    "shown",
+    "state",
+    "with_figures",
+]
+
+# Around the README's table.
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class Promise:
     """In words, with the direction."""
     needs: str = ""
     """What measuring it takes that few machines have."""
+    readme: bool = False
+    """Whether the README quotes it."""
 
     @property
     def command(self) -> str:
@@ -98,3 +114,35 @@ def print_promises(title: str, figures: Mapping[str, Figure], console: Console |
         )  # fmt: skip
         before = promise.subject
     (console or Console()).print(table)
+
+
+def readme_table() -> str:
+    """The committed figures that the README quotes, in Markdown."""
+    figures = committed_figures()
+    rows = ["| | Measured | Target | Command |", "|---|---|---|---|"]
+    for promise in PROMISES:
+        if promise.readme:
+            figure = found(promise, figures)
+            mark = " (missed)" if state(figure) == "NO" else ""
+            command = f"`{promise.command}`" if figure else f"needs {promise.needs}"
+            rows.append(
+                f"| {promise.subject}: {promise.says} | {shown(figure)}{mark} | {promise.target} | {command} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def with_figures(text: str) -> str:
+    """A README with its table of figures as they are committed.
+
+    Raises:
+        ValueError: there is no place for the table.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"no {BEGIN} … {END} to write the table between")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{readme_table()}{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_figures(path.read_text(encoding="utf-8")), encoding="utf-8")

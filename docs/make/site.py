@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.make import command_lines, configuration, dependencies, figures, tiling
+from docs.make import command_lines, configuration, dependencies, figures, file_list, tiling
 
 ROOT = Path(__file__).parents[2]
 # Pages of the site that stand elsewhere in the repository.
@@ -33,6 +33,7 @@ WRITTEN: dict[str, Callable[[], str]] = {
     "configuration.md": configuration.page,
     "command_lines.md": command_lines.page,
     "figures.md": figures.page,
+    "files.md": file_list.page,
     "assets/packages.svg": dependencies.packages,
     **{f"assets/{name}.svg": partial(dependencies.modules, name) for name in dependencies.BOXES},
     "assets/assignment-tiles.svg": tiling.assignment,
