@@ -60,9 +60,10 @@ format: $(VENV)/.installed
 	ruff check --fix .
 	ruff format .
 
+# Not --quiet: then it would not see warnings.
 ## docs         the documentation site, into site/; warnings are errors
 docs: $(VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 python -m mkdocs build --strict
 	@echo "docs: open site/index.html (to search it: python -m http.server --directory site)"
 
 ## bench        run every script in benchmarks/ and print one table
