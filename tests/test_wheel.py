@@ -1,4 +1,4 @@
-"""A wheel built from the tree holds the whole package and works outside the checkout."""
+"""The source distribution, and the wheel built of it, hold the whole package and work outside the checkout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import version
@@ -36,17 +37,21 @@ def clean_run(*command: object, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the tree, so that nothing is left in it, with the tools that are here."""
-    folder = tmp_path_factory.mktemp("wheel")
-    left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "tests", "*.egg-info", "__pycache__")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the tree, so that nothing is left in it, with the tools that are here: first the source
+    distribution, then the wheel from what that holds."""
+    folder = tmp_path_factory.mktemp("distributions")
+    left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "site", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out)
     clean_run(
-        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-        "--wheel-dir", folder / "dist", folder / "tree",
-        cwd=folder,
+        sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "tree", cwd=folder
     )  # fmt: skip
-    (built,) = (folder / "dist").iterdir()
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    (built,) = distributions.glob("*.whl")
     return built
 
 
@@ -67,19 +72,46 @@ def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel: Path) -> None:
-    expected = {f"segclip/{path.name}" for path in (ROOT / "src" / "segclip").glob("*.py")}
-    expected |= {"segclip/py.typed"}
+def package_files() -> set[str]:
+    """What an installation has to hold: all but notes of the folders, and py.typed, which says that types are given."""
+    expected = {f"segclip/{path.name}" for path in (ROOT / "src" / "segclip").glob("*.py")} | {
+        "segclip/py.typed"
+    }
     for folder in FOLDERS:
         expected |= {
             f"segclip/{path.relative_to(ROOT).as_posix()}"
-            for ending in ("py", "yaml", "json")
-            for path in (ROOT / folder).rglob(f"*.{ending}")
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and path.suffix not in (".md", ".pyc")
         }
-    expected |= {f"segclip/configs/cluster/{path.name}" for path in (ROOT / "configs" / "cluster").iterdir()}
+    return expected
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == expected
+    assert names == package_files()
+
+
+def test_the_source_distribution_holds_the_package_and_what_builds_and_describes_it(
+    distributions: Path,
+) -> None:
+    (built,) = distributions.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        members = [member for member in archive.getmembers() if not member.isdir()]
+    # The checkout's links are files here: not every system has links.
+    assert all(member.isfile() for member in members)
+    names = {member.name.partition("/")[2] for member in members}
+    made = {name for name in names if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg", "MANIFEST.in"}
+    told = {
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "SECURITY.md",
+    }
+    assert names - made == {f"src/{name}" for name in package_files()} | told
 
 
 def test_the_package_imports_from_the_new_environment(binaries: Path, tmp_path: Path) -> None:
