@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-all test-fast test-faults soak lint format docs bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
+.PHONY: help setup quickstart test test-all test-fast test-versions test-faults soak lint format docs bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -39,6 +39,10 @@ test-all: $(VENV)/.installed
 ## test-fast    the same without the slow ones (processes, servers)
 test-fast: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
+
+## test-versions  the fast tests with the oldest and the newest releases that setup.py allows
+test-versions:
+	@PYTHON="$(PYTHON)" JOBS="$(JOBS)" sh tests/versions.sh
 
 ## test-faults  what a run survives: kills, damage, full disks, lost stores and servers (docs/faults.md)
 test-faults: $(VENV)/.installed
@@ -99,5 +103,5 @@ gpu-sanitize: gpu-found
 
 ## clean        remove .venv, runs and caches
 clean:
-	rm -rf $(VENV) runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info src/*.egg-info
+	rm -rf $(VENV) .versions runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes $VENV and installs the project with all it needs. Called by the Makefile; safe to run again.
+# RESOLUTION=lowest-direct takes the oldest releases that setup.py allows (see tests/versions.sh).
 set -eu
 start=$(date +%s)
 say() { echo "setup: $*"; }
@@ -41,7 +42,8 @@ export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"
 say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, a minute or two)"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
 uv pip install --quiet --python "$VENV/bin/python" "cython<3" "setuptools>=77" wheel numpy
-uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip -e ".[dev]"
+uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip \
+    --resolution "${RESOLUTION:-highest}" -e ".[dev]"
 
 say "compiling fast-slic and DeepSpeed's CPU collectives"
 build_fast_slic &
