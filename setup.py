@@ -85,6 +85,7 @@ setup(
             # Another implementation of the metric, to be compared with.
             "torchmetrics>=1.4,<2",
             "types-PyYAML>=6.0.12,<7",
+            "pre-commit>=4,<5",
             "build>=1.2,<2",
             # torch brings its own where it can use one; the tests of the kernels want it beside a CPU-only torch too.
             "triton>=3.6,<4; platform_system == 'Linux'",
