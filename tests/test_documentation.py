@@ -39,12 +39,14 @@ EXECUTED = {
     "segclip-doctor memory": ("tests/trainer/test_doctor.py", '"memory"'),
     "segclip-doctor dataset": ("tests/trainer/test_doctor.py", '"dataset"'),
     "segclip-convert": ("tests/eval/test_relabel.py", "convert_cli"),
+    "segclip-eval compare": ("tests/eval/test_compare.py", "compare"),
     "segclip-eval": ("tests/eval/test_command_lines.py", "segclip-eval"),
     "segclip-segment": ("tests/eval/test_command_lines.py", "segclip-segment"),
     "segclip-export": ("tests/trainer/test_export_cli.py", "torch-export"),
     "segclip-checkpoints list": ("tests/trainer/test_checkpoints_cli.py", '"list"'),
     "segclip-checkpoints verify": ("tests/trainer/test_checkpoints_cli.py", '"verify"'),
     "segclip-checkpoints prune": ("tests/trainer/test_checkpoints_cli.py", '"prune"'),
+    "torchrun": ("tests/eval/test_ranks.py", "ranks"),
     "deepspeed": ("tests/trainer/test_quickstart.py", "quickstart"),
     "python trainer/run.py": ("tests/trainer/test_run.py", '"--dry-run"'),
     "mlflow ui": ("tests/faults/test_tracking.py", "mlflow"),
@@ -52,6 +54,9 @@ EXECUTED = {
 }
 # What a block may need that no machine of the tests has.
 NEEDS = {"cluster", "GPU", "download", "hours"}
+# Scripts that launchers start, and the programs whose options they take.
+SCRIPTS = {"trainer/run.py": "trainer/run.py", "eval/run.py": "segclip-eval"}
+LAUNCHERS = {"deepspeed", "torchrun"}
 # Programs of others.
 OTHERS = {
     "cp",
@@ -129,13 +134,15 @@ def test_a_command_is_run_by_a_test_or_says_what_it_needs(block: Block, words: l
 
 @pytest.mark.parametrize(("block", "words"), COMMANDS)
 def test_a_command_is_one_that_its_program_takes(block: Block, words: list[str]) -> None:
+    if " ".join(words[:2]) in known():
+        words = [" ".join(words[:2]), *words[2:]]
     program, *rest = words
     if program in known():
         # Alone, or with options alone, segclip-doctor checks the environment.
         parse(program, ["environment", *rest] if words[:2] == ["segclip-doctor", "--config"] else rest)
     elif program == "make":
         check_make(rest)
-    elif program in ("deepspeed", "python"):
+    elif program in ("deepspeed", "python", "torchrun"):
         check_launch(program, rest)
     else:
         assert program in OTHERS, (
@@ -174,20 +181,26 @@ def check_launch(program: str, words: list[str]) -> None:
             f"{script} has no {words[2:]}"
         )
         return
-    start = words.index("trainer/run.py")
-    if program == "deepspeed":
-        check_launcher(words[:start])
-    given = parse("trainer/run.py", words[start + 1 :])
+    start = next(number for number, word in enumerate(words) if word in SCRIPTS)
+    if program in LAUNCHERS:
+        check_launcher(program, words[:start])
+    given = parse(SCRIPTS[words[start]], words[start + 1 :])
+    if words[start] != "trainer/run.py":
+        return
     mine = Path(given.config).name == "my.yaml"
     config = ROOT / "configs" / "segclip_vit_b16.yaml" if mine else ROOT / given.config
     assert isinstance(load_run_config(config, given.overrides), RunConfig)
 
 
-def check_launcher(words: list[str]) -> None:
-    from deepspeed.launcher.runner import parse_args
+def check_launcher(program: str, words: list[str]) -> None:
+    from deepspeed.launcher.runner import parse_args as deepspeed
+    from torch.distributed.run import parse_args as torchrun
 
-    given = parse_args([*words, "script.py"])
-    assert given.user_script == "script.py", f"DeepSpeed's launcher does not take {words}"
+    try:
+        given = {"deepspeed": deepspeed, "torchrun": torchrun}[program]([*words, "script.py"])
+    except SystemExit:
+        pytest.fail(f"{program} does not take {words}")
+    assert "script.py" in (getattr(given, "user_script", ""), getattr(given, "training_script", ""))
 
 
 def test_flags_in_sentences_exist() -> None:

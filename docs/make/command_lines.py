@@ -15,6 +15,7 @@ __all__ = ["page", "parsers", "subparsers"]
 ROOT = Path(__file__).parents[2]
 # Those that are no entry point of setup.py.
 OTHERS = {
+    "segclip-eval compare": "segclip.eval.compare",
     "trainer/run.py": "segclip.trainer.run",
     "segclip.trainer.quickstart": "segclip.trainer.quickstart",
 }
