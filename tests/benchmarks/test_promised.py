@@ -1,0 +1,53 @@
+"""What was promised, beside what was measured."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from benchmarks.promised import (
+    PROMISES,
+    Promise,
+    committed_figures,
+    found,
+    print_promises,
+    shown,
+    with_figures,
+)
+from benchmarks.report import Figure
+
+PROMISE = Promise("Kernels", "bytes moved", "bytes: * / least", "≤ 1.3")
+GOOD = Figure(1.1, "times", 1.3, True)
+BAD = Figure(1.4, "times", 1.3, False)
+
+
+def test_of_several_figures_one_that_does_not_hold_is_shown() -> None:
+    figures = {"bytes: a / least": GOOD, "bytes: b / least": BAD, "other: c / least": GOOD}
+    assert found(PROMISE, figures) is BAD
+    assert found(PROMISE, {"bytes: a / least": GOOD}) is GOOD
+    assert found(PROMISE, {"other: c / least": GOOD}) is None
+
+
+def test_what_was_not_measured_says_so() -> None:
+    assert shown(None) == "not measured"
+    assert shown(GOOD) == "1.1 times"
+
+
+def test_the_table_has_every_promise() -> None:
+    written = io.StringIO()
+    print_promises("promised", committed_figures(), Console(file=written, width=400))
+    text = written.getvalue()
+    assert all(promise.says in text and promise.target in text for promise in PROMISES)
+    assert "NO" in text  # misses are shown, and there are some
+
+
+def test_results_of_one_script_in_several_files_are_one() -> None:
+    assert "data: end to end, files: ratio" in committed_figures()
+    assert "data: raw reading: ours / fastest other" in committed_figures()
+
+
+def test_a_readme_without_a_place_for_the_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="figures: begin"):
+        with_figures("# Title")
