@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks.promised import PROMISES, committed_figures, found, with_figures
 from docs.make.command_lines import parsers, subparsers
+from docs.make.tiling import DRAWINGS
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
 from segclip.models.checkpoint import export
 from segclip.trainer.config import RunConfig, load_run_config
@@ -330,3 +331,9 @@ def test_quoted_messages_are_messages_of_the_programs() -> None:
             assert len(words) < 8 or any(words in text for text in messages()), (
                 f"nothing says {words!r} ({message})"
             )
+
+
+def test_the_drawings_of_the_kernels_are_of_these_kernels() -> None:
+    for name, draw in DRAWINGS.items():
+        drawn = (ROOT / "docs" / "assets" / name).read_text(encoding="utf-8")
+        assert drawn == draw(), "run python -m docs.make.tiling docs/assets"

@@ -17,13 +17,14 @@ import grimp
 
 from docs.make.drawing import Drawing
 
-__all__ = ["BOXES", "modules", "packages"]
+__all__ = ["PACKAGES", "modules", "packages"]
 
 # Left edge, width and row of each box: free lanes are left for arrows that pass a row.
 BOXES = {
     "trainer": (40, 820, 0), "eval": (40, 260, 1), "data_pipelines": (600, 260, 1),
     "models": (330, 240, 2), "kernels": (300, 240, 3), "shared": (40, 820, 4),
 }  # fmt: skip
+PACKAGES = tuple(name for name in BOXES if name != "shared")
 LANES = {
     ("trainer", "eval"): 170, ("trainer", "data_pipelines"): 730, ("trainer", "models"): 450,
     ("trainer", "kernels"): 315, ("trainer", "shared"): 585,
@@ -214,5 +215,5 @@ def _layers(package: str) -> list[list[str]]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     (folder / "packages.svg").write_text(packages(), encoding="utf-8")
-    for name in BOXES:
+    for name in PACKAGES:
         (folder / f"{name}.svg").write_text(modules(name), encoding="utf-8")

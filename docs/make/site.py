@@ -1,7 +1,9 @@
 """Hooks of MkDocs (``mkdocs.yml``): pages that code writes, files outside ``docs/`` that pages link, and formulas.
 
 The pages read alike in the repository and on the site. A link that leads out of ``docs/`` (``../trainer/step.py``)
-becomes one to a page that shows that file; README, CONTRIBUTING and their like are pages of the site themselves.
+becomes one to a page that shows that file, or, if it is a module that writes a page (``make/configuration.py``), to
+that page; README, CONTRIBUTING and their like are pages of the site themselves. Drawings are drawn anew; those in
+``docs/assets`` are for readers of the repository (``python -m docs.make.dependencies docs/assets``, ``…tiling…``).
 Formulas between dollar signs become MathML, which browsers draw without any script.
 """
 
@@ -35,10 +37,8 @@ WRITTEN: dict[str, Callable[[], str]] = {
     "figures.md": figures.page,
     "files.md": file_list.page,
     "assets/packages.svg": dependencies.packages,
-    **{f"assets/{name}.svg": partial(dependencies.modules, name) for name in dependencies.BOXES},
-    "assets/assignment-tiles.svg": tiling.assignment,
-    "assets/superpixel-tiles.svg": tiling.superpixels,
-    "assets/contrastive-tiles.svg": tiling.contrastive,
+    **{f"assets/{name}.svg": partial(dependencies.modules, name) for name in dependencies.PACKAGES},
+    **{f"assets/{name}": draw for name, draw in tiling.DRAWINGS.items()},
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".sbatch": "bash", ".toml": "toml"}
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
@@ -51,6 +51,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, place in ELSEWHERE.items():
         files.append(File.generated(config, name, content=(ROOT / place).read_text(encoding="utf-8")))
     for name, write in WRITTEN.items():
+        older = files.get_file_from_path(name)
+        if older is not None:
+            files.remove(older)
         files.append(File.generated(config, name, content=write()))
     waiting = [file for file in files if file.src_uri.endswith(".md")]
     while waiting:
@@ -122,6 +125,8 @@ def _page_of(target: Path) -> str:
     for page, place in ELSEWHERE.items():
         if name == place:
             return page
+    if name.startswith("docs/make/") and f"{target.stem}.md" in WRITTEN:
+        return f"{target.stem}.md"
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
     return f"source/{name}" if name.endswith(".md") else f"source/{name}.md"

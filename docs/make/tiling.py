@@ -16,7 +16,7 @@ from docs.make.drawing import Drawing
 from segclip.kernels import contrastive_triton, patch_assignment_triton, superpixel_kl_triton
 from segclip.kernels.triton_common import block_of_centers
 
-__all__ = ["assignment", "contrastive", "superpixels"]
+__all__ = ["DRAWINGS"]
 
 PATCHES, CENTERS, WIDTH = 196, 8, 768
 WHOLE, TILE, HOT, EDGE = "#eef2f6", "#bcd9ee", "#f2a65a", "#8a97a3"
@@ -210,6 +210,12 @@ def _matrix(drawing: Drawing, x: float, y: float, width: float, height: float, n
     drawing.text(x + width / 2, y - 14, name, size=13)
 
 
+DRAWINGS = {
+    "assignment-tiles.svg": assignment,
+    "superpixel-tiles.svg": superpixels,
+    "contrastive-tiles.svg": contrastive,
+}
+
 if __name__ == "__main__":
-    for draw in (assignment, superpixels, contrastive):
-        (Path(sys.argv[1]) / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
+    for name, draw in DRAWINGS.items():
+        (Path(sys.argv[1]) / name).write_text(draw(), encoding="utf-8")
