@@ -22,6 +22,7 @@ HELPERS = {
     "data_cases",
     "kernel_cases",
     "photo_sets",
+    "plain_eval",
     "plain_stack",
     "promised",
     "report",

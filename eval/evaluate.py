@@ -21,12 +21,13 @@ from segclip.eval.bootstrap import Resampling
 from segclip.eval.conclude import Part, class_words, conclude
 from segclip.eval.counts import Tally
 from segclip.eval.datasets import Sample, SegmentationDataset
-from segclip.eval.inference import ClassScorer, Prediction, predict, resize, scorer_words
+from segclip.eval.inference import ClassScorer, Prediction, predict, scorer_words
 from segclip.eval.protocol import Geometry, Protocol
 from segclip.eval.result import ClassResult, ImageResult, Result
 from segclip.eval.studies import StackedScorer, StudyTally
 from segclip.eval.text import TextBank
 from segclip.eval.vocabulary import Variant
+from segclip.eval.windows import resize
 from segclip.models.segclip import SegCLIP
 
 __all__ = [
@@ -84,9 +85,16 @@ def build_scorer(
                 f"protocol {protocol.name!r} names {len(phrases)} classes for data set {dataset.name!r}, "
                 f"which has {wanted}"
             )
+        rule.check_words(phrases)
     bank = bank or TextBank(model, protocol.templates, protocol.template_averaging)
     return scorer_from_phrases(
-        model, phrases, bank, protocol, threshold=rule.threshold, background_words=rule.background_words
+        model,
+        phrases,
+        bank,
+        protocol,
+        dataset=dataset.name,
+        threshold=rule.threshold,
+        background_words=rule.background_words,
     )
 
 
@@ -96,16 +104,27 @@ def scorer_from_phrases(
     bank: TextBank,
     protocol: Protocol,
     *,
+    dataset: str | None = None,
     threshold: float | None = None,
     background_words: tuple[str, ...] = (),
 ) -> ClassScorer:
-    """Scorer for one list of synonyms a class; background words are label 0, then the classes follow."""
+    """Scorer for one list of synonyms a class; background words are label 0, then the classes follow.
+
+    Args:
+        model, bank, protocol: see ``build_scorer``.
+        phrases: of each class.
+        dataset: whose scale and smallest share hold; None: the protocol's own scale.
+        threshold: score below which something is background.
+        background_words: phrases that stand for the background.
+    """
     groups = (background_words, *phrases) if background_words else phrases
     words, labels = scorer_words(groups)
     text_NE = bank(words)
     one_each = labels == list(range(len(words)))
-    with torch.no_grad():
-        logit_scale = float(model.temperature())
+    logit_scale = protocol.scale(dataset)
+    if logit_scale is None:
+        with torch.no_grad():
+            logit_scale = float(model.temperature())
     return ClassScorer(
         text_NE,
         logit_scale,
@@ -113,6 +132,10 @@ def scorer_from_phrases(
         top_k=protocol.top_k,
         word_label_N=None if one_each else torch.tensor(labels, device=text_NE.device),
         threshold=threshold,
+        background_words=bool(background_words),
+        softmax_at=protocol.softmax_at,
+        threshold_at=protocol.threshold_at,
+        smallest_share=protocol.rule(dataset).smallest_share if dataset is not None else None,
     )
 
 
@@ -187,7 +210,7 @@ def predict_dataset(
         digests: gets the SHA-256 of the files of each image by its key; None: they are not hashed.
         scorer: of the data set's words under the protocol; None makes it.
     """
-    geometry = protocol.geometry(model.config)
+    geometry = protocol.geometry(model.config, dataset.name)
     scorer = scorer or build_scorer(model, dataset, protocol)
     reader = _Read(dataset, geometry, on_error, skipped if skipped is not None else {}, digests, deque())
     for prediction in predict(model, reader.images(), scorer, geometry, batch_size=batch_size):
@@ -272,7 +295,7 @@ def evaluate_part(
                 if studies is None:
                     found_HW = prediction.labels()
                 else:
-                    found_HW = studies.add(truth_HW, prediction.scores_Chw, prediction.size)
+                    found_HW = studies.add(truth_HW, prediction.cells, prediction.size)
                 tally.add(sample.key, truth_HW, found_HW)
                 if shown is not None and task is not None:
                     shown.advance(task)

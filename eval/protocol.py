@@ -100,23 +100,33 @@ class DatasetRule(BaseModel):
             raise ValueError("`background_words` are given exactly when `background` is words")
         if self.smallest_share is not None and self.background == "none":
             raise ValueError("`smallest_share` needs a background for small classes to give way to")
-        words = _plain_words("background word", ((word,) for word in self.background_words))
-        classes = _plain_words("class", self.phrases() or ())
-        shared = _plain_words("shared word", ((word,) for word in self.shared_words))
+        _plain_words("shared word", ((word,) for word in self.shared_words))
+        _plain_words("background word", ((word,) for word in self.background_words))
         if self.classes is not None:
-            both = words & classes
-            if both - shared:
-                raise ValueError(
-                    f"{min(both - shared)!r} is a background word and a class, so the class would never win; "
-                    "leave one out, or list it in `shared_words` if that is meant"
-                )
-            if shared - both:
-                raise ValueError(
-                    f"{min(shared - both)!r} of `shared_words` is not both a background word and a class"
-                )
-        elif shared - words:
-            raise ValueError(f"{min(shared - words)!r} of `shared_words` is no background word")
+            self.check_words(self.phrases() or ())
         return self
+
+    def check_words(self, classes: tuple[tuple[str, ...], ...]) -> None:
+        """Refuse classes that do not go together with each other or with the background.
+
+        Args:
+            classes: phrases of each class, this rule's own or those of the data set.
+
+        Raises:
+            ValueError: an empty word, one that stands twice, or a background word that is also a class without
+                being listed in ``shared_words``.
+        """
+        both = _plain_words("class", classes) & {_plain(word) for word in self.background_words}
+        shared = {_plain(word) for word in self.shared_words}
+        if both - shared:
+            raise ValueError(
+                f"{min(both - shared)!r} is a background word and a class, so the class would never win; "
+                "leave one out, or list it in `shared_words` if that is meant"
+            )
+        if shared - both:
+            raise ValueError(
+                f"{min(shared - both)!r} of `shared_words` is not both a background word and a class"
+            )
 
     def phrases(self) -> tuple[tuple[str, ...], ...] | None:
         """``classes`` with every entry as a tuple of synonyms."""
@@ -131,14 +141,18 @@ def _at_least_one(value: int | str | None) -> int | str | None:
     return value
 
 
+def _plain(word: str) -> str:
+    return " ".join(word.lower().split())
+
+
 def _plain_words(kind: str, groups: Iterable[tuple[str, ...]]) -> set[str]:
-    """All words, in lower case and with single blanks; ValueError for an empty word or one that stands twice."""
+    """All words as ``_plain`` has them; ValueError for an empty word or one that stands twice."""
     seen: set[str] = set()
     for number, group in enumerate(groups, start=1):
         if not group or any(not word.strip() for word in group):
             raise ValueError(f"{kind} {number} is empty; leave it out or name it")
         for word in group:
-            plain = " ".join(word.lower().split())
+            plain = _plain(word)
             if plain in seen:
                 raise ValueError(f"{kind} {word!r} stands twice; each needs words of its own")
             seen.add(plain)

@@ -44,14 +44,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset",
         required=True,
+        nargs="+",
         metavar="NAME",
         help=f"{', '.join(DATASETS)}, or a YAML file (docs/datasets.md)",
     )
     parser.add_argument(
-        "--data-root", metavar="DIR", help="folder the data set lies in; a YAML file has its own"
+        "--data-root",
+        nargs="+",
+        metavar="DIR",
+        help="folder the data set lies in; a YAML file has its own; with several data sets NAME=DIR for each",
     )
     parser.add_argument(
-        "--protocol", metavar="NAME", help="name or YAML file (default: scenes for scenes, else segclip)"
+        "--protocol",
+        nargs="+",
+        metavar="NAME",
+        help="name or YAML file (default: scenes for scenes, else segclip)",
+    )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="score all data sets under all protocols, in one table; what has a result is read",
     )
     parser.add_argument("--split", default="val", metavar="NAME", help="split file to read (default: val)")
     parser.add_argument(
@@ -108,8 +120,17 @@ def run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         from segclip.eval.ranks import on_ranks
 
-        on_ranks(lambda ranks: _run(arguments, ranks), arguments.device, debug=arguments.debug)
-    return _run(arguments, None)
+        on_ranks(lambda ranks: _one_or_all(arguments, ranks), arguments.device, debug=arguments.debug)
+    return _one_or_all(arguments, None)
+
+
+def _one_or_all(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
+    from segclip.eval.matrix import one_cell, run_matrix
+
+    if arguments.matrix:
+        return run_matrix(arguments, lambda cell: _run(cell, ranks), is_first=ranks is None or ranks.is_first)
+    one = one_cell(arguments) if ranks is None else ranks.agreed(lambda: one_cell(arguments))
+    return _run(one, ranks)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from segclip.eval.evaluate import scorer_from_phrases
 from segclip.eval.images import read_image, to_rgb
-from segclip.eval.inference import predict, resize
+from segclip.eval.inference import predict
 from segclip.eval.palette import named_colours
 from segclip.eval.protocol import Protocol, load_protocol
 from segclip.eval.text import TextBank
 from segclip.eval.weights import default_protocol
+from segclip.eval.windows import resize
 from segclip.eval.words import BACKGROUND_WORDS, check_classes
 from segclip.models.segclip import SegCLIP
 

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segclip.eval.cells import Cells, PixelRule, label_map
 from segclip.eval.counts import pair_counts
-from segclip.eval.inference import ClassScorer, label_map
+from segclip.eval.inference import ClassScorer
 from segclip.eval.thresholds import ThresholdTally, background_scores
 
 __all__ = ["StackedScorer", "StudyTally"]
@@ -34,20 +35,29 @@ class StackedScorer:
     thresholds: tuple[float, ...] = ()
     others: tuple[ClassScorer, ...] = ()
 
-    def __call__(self, center_embed_BGE: Tensor, image_embed_BE: Tensor) -> Tensor:
-        """float32 [B, G, channels]: the main scorer's, one a threshold, the other scorers'."""
-        channels = [self.main(center_embed_BGE, image_embed_BE)]
-        if self.thresholds:
-            classes = replace(self.main, threshold=None)(center_embed_BGE, image_embed_BE)
-            channels.append(background_scores(classes, self.thresholds))
-        channels += [other(center_embed_BGE, image_embed_BE) for other in self.others]
-        return torch.cat(channels, dim=-1)
+    @property
+    def pixel_rule(self) -> PixelRule:
+        """That of the main scorer, for its own columns."""
+        return self.main.pixel_rule
 
-    def split(self, scores_Xhw: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The main scorer's channels, those of the thresholds, those of each other scorer."""
-        sizes = [self.main.labels, len(self.thresholds), *(other.labels for other in self.others)]
-        main, background, *others = scores_Xhw.split(sizes)
-        return main, background, tuple(others)
+    def __call__(self, center_embed_BGE: Tensor, image_embed_BE: Tensor) -> Tensor:
+        """float32 [B, G, columns]: the main scorer's, one a threshold, the other scorers'."""
+        columns = [self.main(center_embed_BGE, image_embed_BE)]
+        if self.thresholds and self.main.threshold_at == "pixel":
+            # The background scores the same everywhere.
+            columns.append(columns[0].new_tensor(self.thresholds).expand(*columns[0].shape[:2], -1))
+        elif self.thresholds:
+            classes = replace(self.main, threshold=None)(center_embed_BGE, image_embed_BE)
+            columns.append(background_scores(classes, self.thresholds))
+        columns += [other(center_embed_BGE, image_embed_BE) for other in self.others]
+        return torch.cat(columns, dim=-1)
+
+    def split(self, cells: Cells) -> tuple[Cells, Tensor, tuple[Cells, ...]]:
+        """The main scorer's columns, those of the thresholds [U, K], those of each other scorer."""
+        scorers = (self.main, *self.others)
+        main, *others = (len(scorer.pixel_rule.column_label_V) for scorer in scorers)
+        first, background_UK, *rest = cells.values_UV.split([main, len(self.thresholds), *others], dim=1)
+        return Cells(cells.cell_hw, first), background_UK, tuple(Cells(cells.cell_hw, each) for each in rest)
 
 
 class StudyTally:
@@ -63,20 +73,25 @@ class StudyTally:
             for other in scorer.others
         ]
 
-    def add(self, truth_HW: Tensor, scores_Xhw: Tensor, size: tuple[int, int]) -> Tensor:
+    def add(self, truth_HW: Tensor, cells: Cells, size: tuple[int, int]) -> Tensor:
         """Count one image; returns the main scorer's labels int64 [H, W].
 
         Args:
             truth_HW: labels, ``IGNORE`` where none is asked.
-            scores_Xhw: all channels, averaged over the windows.
+            cells: of the image, with all columns.
             size: (H, W) of ``truth_HW``.
         """
-        main_Chw, background_Khw, others = self._scorer.split(scores_Xhw)
+        main, background_UK, others = self._scorer.split(cells)
+        rule = self._scorer.main.pixel_rule
         if self._thresholds is not None:
-            self._thresholds.add(truth_HW, background_Khw, main_Chw[1:], size)
-        for counts_CC, scores_Chw in zip(self._variants, others, strict=True):
-            counts_CC += pair_counts(truth_HW, label_map(scores_Chw, size), len(counts_CC))
-        return label_map(main_Chw, size)
+            # Without the background's own column, where there is one.
+            classes_UC = main.values_UV[:, rule.column_label_V > 0]
+            self._thresholds.add(
+                truth_HW, background_UK.T[:, cells.cell_hw], classes_UC.T[:, cells.cell_hw], size
+            )
+        for counts_CC, scorer, found in zip(self._variants, self._scorer.others, others, strict=True):
+            counts_CC += pair_counts(truth_HW, label_map(found, scorer.pixel_rule, size), len(counts_CC))
+        return label_map(main, rule, size)
 
     def thresholds(self) -> NDArray[np.int64] | None:
         """Counts of the threshold study, see ``ThresholdTally.counts``; None without one."""

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segclip.eval.cells import resize_scores
 from segclip.eval.datasets import IGNORE, SegmentationDataset
-from segclip.eval.inference import resize_scores
 from segclip.eval.metrics import mean_iou
 from segclip.eval.protocol import Protocol
 from segclip.eval.result import Result, ThresholdPoint, ThresholdStudy
@@ -38,9 +38,9 @@ def threshold_grid(dataset: SegmentationDataset, protocol: Protocol) -> tuple[fl
         ValueError: the protocol decides the background of this data set otherwise.
     """
     rule = protocol.rule(dataset.name)
-    if rule.threshold is None:
+    if rule.threshold is None or rule.background != "threshold":
         raise ValueError(
-            f"protocol {protocol.name!r} has no background threshold for data set {dataset.name!r} "
+            f"protocol {protocol.name!r} has no background by threshold alone for data set {dataset.name!r} "
             f"(its background rule is {rule.background!r}), so there is nothing to study"
         )
     return tuple(sorted({number / _STEPS for number in range(1, _STEPS)} | {rule.threshold}))

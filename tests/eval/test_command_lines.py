@@ -161,6 +161,13 @@ SEGMENT = ("{photo}", "--checkpoint", "{export}", "--classes", "cat")
         (run, (*EVAL, "--dataset", "scene"), "unknown data set 'scene' (did you mean 'scenes'?)"),
         (run, (*EVAL, "--protocol", "scens"), "unknown protocol 'scens' (did you mean 'scenes'?)"),
         (run, (*EVAL, "--protocol", "segclip"), "protocol 'segclip' says nothing about data set 'scenes'"),
+        (run, (*EVAL, "--protocol", "scenes", "photo"), "--protocol names 2 (scenes, photo); add --matrix"),
+        (run, (*EVAL, "--data-root", "voc21=x"), "no data set 'voc21' is asked for"),
+        (
+            run,
+            (*EVAL, "--matrix", "--protocol", "scens"),
+            "unknown protocol 'scens' (did you mean 'scenes'?)",
+        ),
         (run, (*EVAL, "--data-root", "nowhere"), "data root nowhere is not a folder"),
         (run, (*EVAL, "--split", "test"), "test.txt is missing"),
         (run, (*EVAL, "--checkpoint", "nowhere"), "no checkpoint at nowhere"),

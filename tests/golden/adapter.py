@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segclip.data_pipelines.superpixels import original_patch_labels
-from segclip.eval.inference import (
-    ClassScorer,
-    label_map,
-    patches_to_pixels,
-    resize_scores,
-    slide,
-    window_scores,
-)
+from segclip.eval.inference import ClassScorer, Prediction, patches_to_pixels, window_scores
+from segclip.eval.windows import Window, window_grid
 from segclip.kernels import contrastive_loss
 from segclip.kernels.superpixel_kl import superpixel_kl_sums_reference
 from segclip.models import InjectedNoise, ModelConfig, SegCLIP, TrainOutput, VisionOutput
@@ -280,27 +274,38 @@ def seg_outputs(cfg: Mapping[str, Any], state: Mapping[str, Array], case: Mappin
     )
     image = torch.tensor(case["image"])
     size = tuple(image.shape[-2:]) if case["ori_shape"] is None else tuple(int(n) for n in case["ori_shape"])
-    if case["mode"] == "slide":
-        scores = slide(model, image[0], scorer, window=case["crop"], stride=case["stride"])
-        rescaled = resize_scores(scores, size)
-        return arrays(
-            {
-                "slide_preds": scores[None],
-                "slide_preds_rescaled": rescaled[None],
-                "label": label_map(scores, size)[None],
-            }
-        )
-    found = window_scores(model, image, scorer)
-    scores = found.pixels(0)
+    slides = case["mode"] == "slide"
+    height, width = (case["crop"], case["crop"]) if slides else image.shape[-2:]
+    windows = (
+        window_grid(*image.shape[-2:], case["crop"], case["stride"])
+        if slides
+        else [Window(0, 0, height, width)]
+    )
+    found = window_scores(
+        model, torch.cat([image[:, :, window.rows, window.columns] for window in windows]), scorer
+    )
+    prediction = Prediction(
+        tuple(windows),
+        tuple(found.center_BHW),
+        found.values_BGV,
+        scorer.pixel_rule,
+        tuple(image.shape[-2:]),
+        size,
+    )
+    label = prediction.labels()[None]
+    scores = prediction.scores_Chw[None]
+    if slides:
+        rescaled = torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+        return arrays({"slide_preds": scores, "slide_preds_rescaled": rescaled, "label": label})
     vision = model.encode_image(image)
     soft_map = patches_to_pixels(vision.assignment.soft_BGL, vision.grid, tuple(image.shape[-2:]))
     return arrays(
         {
-            "pred_logits": scores[None],
-            "argmax": scores.argmax(dim=0)[None],
-            "label": label_map(scores, size)[None],
+            "pred_logits": scores,
+            "argmax": scores.argmax(dim=1),
+            "label": label,
             "attn_map": soft_map.permute(0, 2, 3, 1),
-            "group_argmax": found.center_BHW,
+            "group_argmax": found.center_BHW.long(),
         }
     )
 

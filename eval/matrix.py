@@ -1,0 +1,276 @@
+"""``segclip-eval --matrix``: one checkpoint on several data sets under several protocols, in one table.
+
+A cell that has a result of the same weights, protocol, images and words is read, not computed again, so a matrix that
+was cut short goes on where it stopped, and a cell that was scored by itself counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from segclip.console import nearest
+from segclip.eval.result import Result
+
+if TYPE_CHECKING:
+    from segclip.eval.datasets import SegmentationDataset
+    from segclip.eval.protocol import ModelSizes, Protocol
+
+__all__ = ["Cell", "data_roots", "earlier_result", "matrix_table", "one_cell", "run_matrix"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One data set under one protocol.
+
+    Attributes:
+        dataset, protocol: names.
+        protocol_sha256: hash of the protocol's content.
+        reason: why there is no score; None if there is.
+        miou, images: of the result.
+        result: its file, seen from that of the matrix.
+        computed: by this run; otherwise it was read.
+    """
+
+    dataset: str
+    protocol: str
+    protocol_sha256: str
+    reason: str | None = None
+    miou: float | None = None
+    images: int | None = None
+    result: str | None = None
+    computed: bool = False
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A data set as the command line names it."""
+
+    asked: str
+    root: str | None
+    dataset: SegmentationDataset
+
+
+def one_cell(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The command line of an evaluation that is no matrix: one data set, protocol and data root instead of lists.
+
+    Raises:
+        ValueError: there are several.
+    """
+    roots = data_roots(arguments.data_root or (), arguments.dataset)
+    for option, values in (("--dataset", arguments.dataset), ("--protocol", arguments.protocol or ())):
+        if len(values) > 1:
+            raise ValueError(f"{option} names {len(values)} ({', '.join(values)}); add --matrix to score all")
+    return argparse.Namespace(
+        **{
+            **vars(arguments),
+            "dataset": arguments.dataset[0],
+            "protocol": arguments.protocol[0] if arguments.protocol else None,
+            "data_root": roots[arguments.dataset[0]],
+        }
+    )
+
+
+def data_roots(given: Sequence[str], datasets: Sequence[str]) -> dict[str, str | None]:
+    """The folder of each data set, from ``NAME=DIR`` for one, or ``DIR`` for all the others.
+
+    Raises:
+        ValueError: a name that is not asked for (the nearest is offered), or two folders for one data set.
+    """
+    named: dict[str, str] = {}
+    other: str | None = None
+    for text in given:
+        name, sign, folder = text.partition("=")
+        if sign and (name in datasets or not Path(text).exists()):
+            if name not in datasets:
+                raise ValueError(
+                    f"--data-root {text}: no data set {name!r} is asked for{nearest(name, datasets)}; "
+                    f"--dataset names {', '.join(datasets)}"
+                )
+            if name in named:
+                raise ValueError(f"--data-root names two folders for {name}: {named[name]} and {folder}")
+            named[name] = folder
+        elif other is not None:
+            raise ValueError(
+                f"--data-root names two folders, {other} and {text}; say which data set each is for, such as "
+                f"{datasets[0]}={other}"
+            )
+        else:
+            other = text
+    return {dataset: named.get(dataset, other) for dataset in datasets}
+
+
+def run_matrix(
+    arguments: argparse.Namespace,
+    evaluate_cell: Callable[[argparse.Namespace], object],
+    *,
+    is_first: bool = True,
+) -> int:
+    """Score every cell that lacks a result; print the table; write ``matrix.json``.
+
+    Args:
+        arguments: of ``segclip-eval``, with lists of data sets, protocols and data roots.
+        evaluate_cell: scores one data set under one protocol and writes ``result.json`` into ``out``.
+        is_first: this process prints and writes; others only take part in the evaluations.
+
+    Raises:
+        ValueError: anything on the command line is wrong, or an evaluation failed. Results so far stay.
+    """
+    from segclip.eval.datasets import open_dataset
+    from segclip.eval.exports import find_export
+    from segclip.eval.protocol import load_protocol
+    from segclip.eval.weights import load_model, weights_sha256
+
+    asked = arguments.protocol or ["segclip"]
+    protocols = {name: load_protocol(name) for name in asked}
+    _refuse_repeated("protocols", [protocol.name for protocol in protocols.values()], asked)
+    roots = data_roots(arguments.data_root or (), arguments.dataset)
+    rows = [
+        _Row(name, root, open_dataset(name, root, arguments.split).first(arguments.limit))
+        for name, root in roots.items()
+    ]
+    _refuse_repeated("data sets", [row.dataset.name for row in rows], arguments.dataset)
+    place = Path(arguments.checkpoint)
+    folder = (
+        Path(arguments.out)
+        if arguments.out is not None
+        else (place.parent if place.is_file() else place) / "evaluation"
+    )
+    loaded = load_model(find_export(arguments.checkpoint))
+    weights, config = weights_sha256(loaded.model), loaded.model.config
+    del loaded  # each evaluation loads its own, where it runs
+    console = Console()
+
+    cells = []
+    for row in rows:
+        for given, protocol in protocols.items():
+            name = _cell_name(row.dataset, protocol, arguments)
+            path = folder / name / "result.json"
+            empty = Cell(row.dataset.name, protocol.name, protocol.sha256)
+            reason = _undefined(row.dataset, protocol, config)
+            if reason is not None:
+                cells.append(Cell(**{**asdict(empty), "reason": reason}))
+                continue
+            result = earlier_result(path, weights, row.dataset, protocol, arguments)
+            computed = result is None
+            if result is None:
+                evaluate_cell(
+                    argparse.Namespace(
+                        **{
+                            **vars(arguments),
+                            "dataset": row.asked,
+                            "protocol": given,
+                            "data_root": row.root,
+                            "out": str(folder / name),
+                        }
+                    )
+                )
+                result = Result.read(path)
+            elif is_first:
+                console.print(f"read {path}", markup=False, highlight=False, soft_wrap=True)
+            found = {
+                "miou": result.miou, "images": result.images, "result": f"{name}/result.json", "computed": computed,
+            }  # fmt: skip
+            cells.append(Cell(**{**asdict(empty), **found}))
+    if is_first:
+        _show_and_write(folder / "matrix.json", cells, weights, console)
+    return 0
+
+
+def earlier_result(
+    path: Path,
+    weights: str,
+    dataset: SegmentationDataset,
+    protocol: Protocol,
+    arguments: argparse.Namespace,
+) -> Result | None:
+    """The result at ``path`` if it is the one that would be computed: of equal weights, protocol, images and words.
+
+    Images are compared by their names; that files of the same names were changed is not seen.
+    """
+    from segclip.eval.dataset_check import quick_check
+    from segclip.eval.evaluate import class_words
+
+    try:
+        result = Result.read(path)
+    except ValueError:
+        return None  # none yet, or of another version
+    wanted = [
+        (name, words) for name, words in zip(dataset.classes, class_words(dataset, protocol), strict=True)
+    ]
+    same = (
+        result.weights_sha256 == weights
+        and result.protocol_sha256 == protocol.sha256
+        and result.dataset_check == quick_check(dataset)
+        and [(each.name, each.words) for each in result.classes] == wanted
+        and (not result.skipped or arguments.skip_broken)
+    )
+    for option, study in (("thresholds", result.thresholds), ("vocabulary", result.vocabulary)):
+        asked = getattr(arguments, option, None)
+        same = same and (asked in (None, False) or study is not None)
+    return result if same else None
+
+
+def matrix_table(cells: Sequence[Cell]) -> Table:
+    """Mean IoU in percent: a row a data set, a column a protocol."""
+    table = Table(title="mean IoU %", title_justify="left")
+    table.add_column("data set")
+    protocols = list(dict.fromkeys(cell.protocol for cell in cells))
+    for protocol in protocols:
+        table.add_column(protocol, justify="right")
+    by_place = {(cell.dataset, cell.protocol): cell for cell in cells}
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        row = [by_place[dataset, protocol].miou for protocol in protocols]
+        table.add_row(dataset, *("-" if miou is None else f"{100 * miou:.1f}" for miou in row))
+    return table
+
+
+def _show_and_write(path: Path, cells: Sequence[Cell], weights: str, console: Console) -> None:
+    console.print(matrix_table(cells))
+    for cell in cells:
+        if cell.reason is not None:
+            console.print(
+                f"- {cell.dataset} under {cell.protocol}: {cell.reason}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    content: dict[str, Any] = {
+        "format": FORMAT, "weights_sha256": weights, "cells": [asdict(cell) for cell in cells],
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _undefined(dataset: SegmentationDataset, protocol: Protocol, config: ModelSizes) -> str | None:
+    """Why the protocol says nothing about the data set or the model; None if it does."""
+    try:
+        protocol.rule(dataset.name)
+        protocol.geometry(config, dataset.name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _cell_name(dataset: SegmentationDataset, protocol: Protocol, arguments: argparse.Namespace) -> str:
+    """As the folder of a single evaluation is called."""
+    name = f"{dataset.name}-{protocol.name}"
+    if arguments.split != "val":
+        name += f"-{arguments.split}"
+    return name if arguments.limit is None else f"{name}-first{arguments.limit}"
+
+
+def _refuse_repeated(kind: str, names: Sequence[str], asked: Sequence[str]) -> None:
+    if len(set(names)) != len(asked):
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), asked[0])
+        raise ValueError(f"two of the {kind} are called {twice!r}; a matrix needs each once")
