@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from segclip.eval.result import Result
 if TYPE_CHECKING:
     from segclip.eval.datasets import SegmentationDataset
     from segclip.eval.protocol import ModelSizes, Protocol
+    from segclip.eval.ranks import Ranks
 
 __all__ = ["Cell", "data_roots", "earlier_result", "matrix_table", "one_cell", "run_matrix"]
 
@@ -109,80 +111,95 @@ def data_roots(given: Sequence[str], datasets: Sequence[str]) -> dict[str, str |
     return {dataset: named.get(dataset, other) for dataset in datasets}
 
 
-def run_matrix(
-    arguments: argparse.Namespace,
-    evaluate_cell: Callable[[argparse.Namespace], object],
-    *,
-    is_first: bool = True,
-) -> int:
-    """Score every cell that lacks a result; print the table; write ``matrix.json``.
+@dataclass(frozen=True)
+class _Plan:
+    """What the command line names, found and checked, and nothing of it loaded."""
 
-    Args:
-        arguments: of ``segclip-eval``, with lists of data sets, protocols and data roots.
-        evaluate_cell: scores one data set under one protocol and writes ``result.json`` into ``out``.
-        is_first: this process prints and writes; others only take part in the evaluations.
+    rows: tuple[_Row, ...]
+    protocols: dict[str, Protocol]
+    checkpoint: Path
+    folder: Path
 
-    Raises:
-        ValueError: anything on the command line is wrong, or an evaluation failed. Results so far stay.
-    """
+
+def _plan(arguments: argparse.Namespace) -> _Plan:
     from segclip.eval.datasets import open_dataset
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
-    from segclip.eval.weights import load_model, weights_sha256
 
     asked = arguments.protocol or ["segclip"]
     protocols = {name: load_protocol(name) for name in asked}
     _refuse_repeated("protocols", [protocol.name for protocol in protocols.values()], asked)
     roots = data_roots(arguments.data_root or (), arguments.dataset)
-    rows = [
+    rows = tuple(
         _Row(name, root, open_dataset(name, root, arguments.split).first(arguments.limit))
         for name, root in roots.items()
-    ]
+    )
     _refuse_repeated("data sets", [row.dataset.name for row in rows], arguments.dataset)
     place = Path(arguments.checkpoint)
-    folder = (
-        Path(arguments.out)
-        if arguments.out is not None
-        else (place.parent if place.is_file() else place) / "evaluation"
+    folder = (place.parent if place.is_file() else place) / "evaluation"
+    return _Plan(
+        rows,
+        protocols,
+        find_export(arguments.checkpoint),
+        folder if arguments.out is None else Path(arguments.out),
     )
-    loaded = load_model(find_export(arguments.checkpoint))
+
+
+def run_matrix(
+    arguments: argparse.Namespace,
+    evaluate_cell: Callable[[argparse.Namespace], object],
+    ranks: Ranks | None = None,
+) -> int:
+    """Score every cell that lacks a result; print the table; write ``matrix.json``.
+
+    Args:
+        arguments: of ``segclip-eval``, with lists of data sets, protocols and data roots.
+        evaluate_cell: scores one data set under one protocol and writes ``result.json`` into ``out``, on all ranks.
+        ranks: that share the images of each cell; the first looks at earlier results, prints and writes.
+
+    Raises:
+        ValueError: anything on the command line is wrong, or an evaluation failed. Results so far stay.
+    """
+    from segclip.eval.weights import load_model, weights_sha256
+
+    plan = _plan(arguments) if ranks is None else ranks.agreed(lambda: _plan(arguments))
+    loaded = load_model(plan.checkpoint) if ranks is None else ranks.share_model(plan.checkpoint)
     weights, config = weights_sha256(loaded.model), loaded.model.config
     del loaded  # each evaluation loads its own, where it runs
+    is_first = ranks is None or ranks.is_first
     console = Console()
 
     cells = []
-    for row in rows:
-        for given, protocol in protocols.items():
-            name = _cell_name(row.dataset, protocol, arguments)
-            path = folder / name / "result.json"
-            empty = Cell(row.dataset.name, protocol.name, protocol.sha256)
-            reason = _undefined(row.dataset, protocol, config)
-            if reason is not None:
-                cells.append(Cell(**{**asdict(empty), "reason": reason}))
-                continue
-            result = earlier_result(path, weights, row.dataset, protocol, arguments)
-            computed = result is None
-            if result is None:
-                evaluate_cell(
-                    argparse.Namespace(
-                        **{
-                            **vars(arguments),
-                            "dataset": row.asked,
-                            "protocol": given,
-                            "data_root": row.root,
-                            "out": str(folder / name),
-                        }
-                    )
-                )
-                result = Result.read(path)
-            elif is_first:
-                console.print(f"read {path}", markup=False, highlight=False, soft_wrap=True)
-            found = {
-                "miou": result.miou, "images": result.images, "result": f"{name}/result.json", "computed": computed,
-            }  # fmt: skip
-            cells.append(Cell(**{**asdict(empty), **found}))
+    for row, (given, protocol) in product(plan.rows, plan.protocols.items()):
+        name = _cell_name(row.dataset, protocol, arguments)
+        path = plan.folder / name / "result.json"
+        reason = _undefined(row.dataset, protocol, config)
+        if reason is not None:
+            cells.append(Cell(row.dataset.name, protocol.name, protocol.sha256, reason))
+            continue
+        earlier = earlier_result(path, weights, row.dataset, protocol, arguments) if is_first else None
+        known = earlier is not None if ranks is None else ranks.gather(earlier is not None)[0]
+        if not known:
+            asked = {"dataset": row.asked, "protocol": given, "data_root": row.root, "out": str(path.parent)}
+            evaluate_cell(argparse.Namespace(**{**vars(arguments), **asked}))
+        if not is_first:
+            continue
+        if earlier is not None:
+            console.print(f"read {path}", markup=False, highlight=False, soft_wrap=True)
+        result = earlier or Result.read(path)
+        cells.append(
+            Cell(
+                row.dataset.name,
+                protocol.name,
+                protocol.sha256,
+                miou=result.miou,
+                images=result.images,
+                result=f"{name}/{path.name}",
+                computed=not known,
+            )
+        )
     if is_first:
-        _show_and_write(folder / "matrix.json", cells, weights, console)
+        _show_and_write(plan.folder / "matrix.json", cells, weights, console)
     return 0
 
 
@@ -213,11 +230,19 @@ def earlier_result(
         and result.dataset_check == quick_check(dataset)
         and [(each.name, each.words) for each in result.classes] == wanted
         and (not result.skipped or arguments.skip_broken)
+        and _intervals_as_asked(result, arguments)
     )
+    # Studies that were made and are not asked for now do no harm.
     for option, study in (("thresholds", result.thresholds), ("vocabulary", result.vocabulary)):
         asked = getattr(arguments, option, None)
         same = same and (asked in (None, False) or study is not None)
     return result if same else None
+
+
+def _intervals_as_asked(result: Result, arguments: argparse.Namespace) -> bool:
+    if result.intervals is None:
+        return result.images < 2 or not arguments.bootstrap
+    return (result.intervals.draws, result.intervals.level) == (arguments.bootstrap, arguments.confidence)
 
 
 def matrix_table(cells: Sequence[Cell]) -> Table:

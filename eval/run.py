@@ -128,7 +128,7 @@ def _one_or_all(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     from segclip.eval.matrix import one_cell, run_matrix
 
     if arguments.matrix:
-        return run_matrix(arguments, lambda cell: _run(cell, ranks), is_first=ranks is None or ranks.is_first)
+        return run_matrix(arguments, lambda cell: _run(cell, ranks), ranks)
     one = one_cell(arguments) if ranks is None else ranks.agreed(lambda: one_cell(arguments))
     return _run(one, ranks)
 
