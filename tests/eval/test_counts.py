@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segclip.eval.boundary import boundary, boundary_width
-from segclip.eval.counts import ImageCounts, Tally, read_counts
+from segclip.eval.counts import ImageCounts, Tally, columns, image_counts, pair_counts, read_counts
 from segclip.eval.metrics import confusion_matrix
 
 CLASSES = 4
@@ -85,6 +85,18 @@ def test_a_label_that_is_none_is_our_fault() -> None:
     counting.add("b", torch.tensor([[0, 1]]), torch.tensor([[0, CLASSES]]))
     with pytest.raises(AssertionError, match=r"1 labels outside 0\.\.3"):
         counting.counts()
+
+
+def test_counting_waits_for_nothing_on_a_gpu() -> None:
+    """On a pretended GPU whatever needs a value on the host, as the size of a mask does, cannot be done at all."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        truth_HW = torch.zeros(30, 40, dtype=torch.int64, device="cuda")
+        assert image_counts(truth_HW, truth_HW, CLASSES).shape == (columns(CLASSES) + 2,)
+        assert pair_counts(truth_HW, truth_HW, CLASSES).shape == (CLASSES, CLASSES)
+        with pytest.raises(DataDependentOutputException):
+            int(truth_HW.sum())
 
 
 def test_file_and_back(tmp_path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 from segclip.eval import run
 from segclip.eval.protocol import load_protocol
 from segclip.eval.ranks import _own_device
-from tests.ranks import start
+from tests.ranks import free_port, start
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(run.__file__)
@@ -127,6 +129,24 @@ def test_one_that_fails_ends_all(how, codes, said) -> None:
     assert group.codes() == codes, group.text()
     for line in said:
         assert group.text().count(line) == 1, group.text()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "launcher", [("torchrun", "--nproc-per-node", "2"), ("deepspeed", "--num_gpus", "2")]
+)
+def test_real_launchers(launcher, checkpoint, voc, capsys) -> None:
+    """What ranks without a launcher do is the same under one; DeepSpeed's calls processes GPUs."""
+    alone(capsys, command(checkpoint, voc, "alone"))
+    port = f"--master{'_' if launcher[0] == 'deepspeed' else '-'}port={free_port()}"
+    program = Path(sys.executable).with_name(launcher[0])
+    words = [program, *launcher[1:], port, SCRIPT, *command(checkpoint, voc, "out")]
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result(voc / "alone") == result(voc / "out")
+    assert json.loads((voc / "out" / "result.json").read_text())["ranks"] == 2
 
 
 def test_what_is_wrong_is_said_once(checkpoint, voc) -> None:
