@@ -122,6 +122,7 @@ def start(
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if not on_gpu:
         _drop_buffer_names()
+        keep_freed_memory()
     return Ranks(
         rank=dist.get_rank(),
         local_rank=local_rank,
