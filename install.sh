@@ -41,7 +41,8 @@ export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"
 
 say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, a minute or two)"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
-uv pip install --quiet --python "$VENV/bin/python" "cython<3" "setuptools>=77" wheel numpy
+uv pip install --quiet --python "$VENV/bin/python" --resolution "${RESOLUTION:-highest}" \
+    "cython>=0.29.37,<3" "setuptools>=77" "wheel>=0.45" "numpy>=2"
 uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip \
     --resolution "${RESOLUTION:-highest}" -e ".[dev]"
 

@@ -53,7 +53,7 @@ setup(
         "regex>=2024.5",  # versions are dates: no upper bound means anything
         "webdataset>=1.0,<2",
         "obstore>=0.8,<0.13",
-        "mlflow>=3.4,<4",
+        "mlflow>=3.5.1,<4",
         "pydantic>=2.10,<3",
         "pyyaml>=6,<7",
         "safetensors>=0.5,<0.9",
@@ -68,7 +68,7 @@ setup(
         "jinja2>=3.1,<4",
         "psutil>=5.9,<8",
         # Tables of captions and ranges of shards; MLflow and webdataset bring them anyway.
-        "pyarrow>=15,<26",
+        "pyarrow>=16,<26",
         "braceexpand>=0.1.7,<0.2",
     ],
     extras_require={
