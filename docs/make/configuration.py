@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from segclip.trainer.config import RunConfig
 
-__all__ = ["page", "sections"]
+__all__ = ["page", "sections", "tables"]
 
 HEAD = """# Settings of a run
 
@@ -22,49 +22,65 @@ its dotted name, as in `train.steps=100`; values are YAML. Unknown keys, wrong t
 before anything starts, with the nearest name that exists. The resolved settings are saved as `config.yaml` in the run's
 folder and are parameters of its MLflow run.
 """
+PLACES = {tuple: "[]", list: "[]", dict: ".NAME"}
+KINDS = {"": "section", "[]": "list of sections", ".NAME": "a section for each name"}
 BOUNDS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
 
 
-def sections(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Dotted name and class of each section, the outermost (with no name) first."""
     yield prefix, model
     for name, field in model.model_fields.items():
-        inner, many = _section_of(field.annotation)
+        inner, place = _section_of(field.annotation)
         if inner is not None:
-            yield from sections(inner, f"{prefix}.{name}".lstrip(".") + ("[]" if many else ""))
+            yield from sections(inner, f"{prefix}.{name}".lstrip(".") + place)
 
 
 def page() -> str:
     """Markdown."""
-    parts = [HEAD]
-    for name, model in sections():
+    return HEAD + "\n" + tables(RunConfig)
+
+
+def tables(outermost: type[BaseModel]) -> str:
+    """A heading and a table for each section of a configuration."""
+    parts = []
+    for name, model in sections(outermost):
         if name:
-            parts.append(f"## {name} {{ #{name.replace('[]', '')} }}\n")
+            parts.append(f"## {name} {{ #{_anchor(name)} }}\n")
         parts.append(" ".join((model.__doc__ or "").replace("``", "`").split()) + "\n")
         parts.append("| Key | Type | Default | |\n|---|---|---|---|")
         for key, field in model.model_fields.items():
-            inner, many = _section_of(field.annotation)
+            inner, place = _section_of(field.annotation)
             dotted = f"{name}.{key}".lstrip(".")
             if inner is None:
                 cells = (f"`{key}`", _type(field), _default(field), _cell(field.description or ""))
             else:
                 default = "required" if field.is_required() else "as there"
-                kind = "list of sections" if many else "section"
-                cells = (f"`{key}`", kind, default, f"{_cell(field.description or '')} [{dotted}](#{dotted})")
+                kind = KINDS[place]
+                cells = (
+                    f"`{key}`",
+                    kind,
+                    default,
+                    f"{_cell(field.description or '')} [{dotted}](#{_anchor(dotted)})",
+                )
             parts.append("| " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)
 
 
-def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The config class of a field that holds one, and whether it holds a list of them."""
+def _anchor(name: str) -> str:
+    return name.replace("[]", "").replace(".NAME", "")
+
+
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+    """The config class of a field that holds one, or several of them at these places."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
+        return annotation, ""
     for part in typing.get_args(annotation):
         inner, _ = _section_of(part)
         if inner is not None:
-            return inner, typing.get_origin(annotation) is tuple
-    return None, False
+            return inner, PLACES.get(typing.get_origin(annotation), "")
+    return None, ""
 
 
 def _type(field: FieldInfo) -> str:

@@ -21,7 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.make import command_lines, configuration, dependencies, figures, file_list, tiling
+from docs.make import command_lines, configuration, dependencies, figures, file_list, protocol_file, tiling
 
 ROOT = Path(__file__).parents[2]
 # Pages of the site that stand elsewhere in the repository.
@@ -33,6 +33,7 @@ ELSEWHERE = {
 }
 WRITTEN: dict[str, Callable[[], str]] = {
     "configuration.md": configuration.page,
+    "protocol_file.md": protocol_file.page,
     "command_lines.md": command_lines.page,
     "figures.md": figures.page,
     "files.md": file_list.page,
