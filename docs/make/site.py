@@ -14,6 +14,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from html import unescape
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -91,8 +92,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
     def drawn(match: re.Match[str]) -> str:
         inline, block = match[2], match[3]
-        formula = (inline or block).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-        return convert(formula, display="inline" if inline else "block")
+        return convert(unescape(inline or block), display="inline" if inline else "block")
 
     return FORMULA.sub(drawn, html)
 
