@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
+from segclip.heap import keep_freed_memory
 from segclip.rendezvous import Greeting, interface_towards, meet
 from segclip.trainer.watch import Watch
 
