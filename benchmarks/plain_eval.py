@@ -1,15 +1,17 @@
 """Evaluation as the original does it, and the code it comes from: one image, one window, one step after the other.
 
 Each window goes through the encoder twice at batch size 1, once for the map of the centers and once for their
-embeddings; every pixel of a window gets a score of every word; the scores of a window are added into an array of the
-whole image and all words; that is enlarged to the original size, and the labels are taken from it. With a softmax at
-the pixel, that too is taken of all pixels and words.
+embeddings. Every pixel of a window gets a score of every class, and from these, where there is a threshold, whether
+it is background. The scores of a window are added into an array of the whole image and all classes. That is enlarged
+to the original size, a softmax is taken at every pixel (mmsegmentation's inference takes one whatever the scores
+are), and then the best.
 
 Words, sizes and rules are those of a ``ClassScorer`` and a ``Geometry``, so that the labels can be compared.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +63,7 @@ def plain_scores(
     """float32 scores of all labels (or words) at all pixels of the original image, [V, H, W]."""
     image_3hw = resize(image_HW3, geometry)
     height, width = image_3hw.shape[1:]
+    foreground = replace(scorer, threshold=None) if scorer.threshold_at == "center" else scorer
     total_Vhw = count_hw = None
     for window in window_grid(height, width, geometry.window, geometry.stride):
         pixels_13HW = normalised(crop(image_3hw, window, geometry.window)[None], geometry.normalisation)
@@ -70,8 +73,12 @@ def plain_scores(
         ]
         one_hot_HWG = F.one_hot(map_GHW.argmax(dim=0), len(map_GHW)).float()
         again = model.encode_image(pixels_13HW)
-        values_GV = scorer(again.center_embed_BGE, again.image_embed_BE)[0]
+        values_GV = foreground(again.center_embed_BGE, again.image_embed_BE)[0]
         scores_VHW = (one_hot_HWG @ values_GV).permute(2, 0, 1)
+        if scorer.threshold is not None and scorer.threshold_at == "center":
+            bound = min(scorer.threshold, float(values_GV.max()))
+            background_HW = (one_hot_HWG @ values_GV).amax(dim=-1) < bound
+            scores_VHW = torch.cat([background_HW[None].float(), scores_VHW])
         scores_VHW = scores_VHW[:, : window.bottom - window.top, : window.right - window.left]
         around = (window.left, width - window.right, window.top, height - window.bottom)
         if total_Vhw is None or count_hw is None:
