@@ -208,7 +208,7 @@ def network(quick: bool) -> ModelConfig:
     from segclip.models.config import ModelConfig
 
     # The narrowest of which even the smallest matrices, 320 x 320 and 160 x 640, have 100,000 elements.
-    width, layers = 320, 3 if quick else 12
+    width, layers = 320, 3 if quick else 16
     return ModelConfig(
         image_size=32,
         patch_size=8,
