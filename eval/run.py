@@ -108,6 +108,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocabulary", nargs="?", const="", metavar="FILE",
         help="also score under synonyms and among distractors: of a YAML file, or those that come with the package",
     )  # fmt: skip
+    parser.add_argument(
+        "--mlflow",
+        nargs="?",
+        const="",
+        metavar="URI",
+        help="record the result in MLflow: at URI, or else MLFLOW_TRACKING_URI, or else a file in --out. If that "
+        "fails, the result is written all the same, and the exit code is 3",
+    )
+    parser.add_argument(
+        "--mlflow-run", metavar="ID", help="run (of a training) that the result is to appear below"
+    )
     # Given by launchers.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
@@ -150,6 +161,10 @@ def _prepared(arguments: argparse.Namespace) -> _Prepared:
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
 
+    if arguments.mlflow:
+        from segclip.eval.mlflow_log import check_store
+
+        check_store(arguments.mlflow)
     protocol = load_protocol(arguments.protocol or ("scenes" if arguments.dataset == "scenes" else "segclip"))
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -204,8 +219,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
         loaded = load_model(found.checkpoint, pick_device(arguments.device))
         found.folder.mkdir(parents=True, exist_ok=True)
         result = score(task, loaded.model, progress=True)
-        _show_and_write(arguments, found, loaded.model, result)
-        return 0
+        return _show_and_write(arguments, found, loaded.model, result)
 
     def prepare() -> Task:
         if ranks.is_first:
@@ -216,11 +230,13 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     loaded = ranks.share_model(found.checkpoint)
     result = score(task, loaded.model, ranks, progress=True)
     # The others wait: a launcher takes a process that ends for one that is done with its work.
-    ranks.agreed(lambda: _show_and_write(arguments, found, loaded.model, result) if ranks.is_first else None)
-    return 0
+    return ranks.agreed(
+        lambda: _show_and_write(arguments, found, loaded.model, result) if ranks.is_first else 0
+    )
 
 
-def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegCLIP, result: Result) -> None:
+def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegCLIP, result: Result) -> int:
+    """Print, write and, if that is asked for, record a result; returns the exit code."""
     from rich.console import Console
 
     from segclip.eval.outputs import write_outputs
@@ -239,6 +255,25 @@ def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegC
     )
     for path in written.values():
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if arguments.mlflow is None and arguments.mlflow_run is None:
+        return 0
+    return _record(arguments, found.folder, result, list(written.values()))
+
+
+def _record(arguments: argparse.Namespace, folder: Path, result: Result, files: list[Path]) -> int:
+    """Exit code after recording the result in MLflow."""
+    from segclip.eval.mlflow_log import EXIT_NOT_RECORDED, NotRecorded, evaluation_store, log_evaluation
+
+    store = evaluation_store(arguments.mlflow, folder)
+    try:
+        run_id = log_evaluation(result, files, store=store, folder=folder, parent=arguments.mlflow_run)
+    except NotRecorded as error:
+        if arguments.debug:
+            raise
+        print(f"warning: {error}; the result is in {folder}", file=sys.stderr, flush=True)
+        return EXIT_NOT_RECORDED
+    print(f"MLflow run {run_id}")
+    return 0
 
 
 def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:

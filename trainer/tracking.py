@@ -17,13 +17,12 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segclip.data_pipelines.credentials import check_no_credentials, without_credentials
+from segclip.mlflow_store import EXPERIMENT, LONGEST_VALUE, PARAMETERS_A_CALL, experiment_id, open_client
 from segclip.trainer.spool import Spool
 
 __all__ = ["Tracker", "TrackingConfig", "tracking_uri"]
 
 log = logging.getLogger(__name__)
-PARAMETERS_A_CALL = 100  # MLflow's limit for one batch
-LONGEST_VALUE = 6000  # MLflow's limit for one parameter
 # Seconds between attempts to reach a server: doubled from the one to the other.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 # A record that a server answers with an error of its own so often in a row is given up.
@@ -38,7 +37,7 @@ class TrackingConfig(BaseModel):
 
     enabled: bool = Field(True, description="Record the run in MLflow.")
     experiment: str = Field(
-        "segclip", min_length=1, description="MLflow experiment that the run appears under."
+        EXPERIMENT, min_length=1, description="MLflow experiment that the run appears under."
     )
     uri: str | None = Field(
         None,
@@ -170,9 +169,6 @@ class Tracker:
         self._wake.set()
 
     def _work(self) -> None:
-        # The client's own retries take minutes; ours go on as long as the run does.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         pause, failures, attempts = FIRST_PAUSE, 0, 0
         while True:
             self._wake.clear()
@@ -264,15 +260,10 @@ class Tracker:
         return children[name]
 
     def _open(self) -> Any:
-        from mlflow import MlflowClient
+        uri = tracking_uri(self._config, self._run_dir)
+        client = open_client(uri)
         from mlflow.exceptions import MlflowException
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # A stack trace for each attempt at a database that is full or locked, which is said here once.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        uri = tracking_uri(self._config, self._run_dir)
-        client = MlflowClient(tracking_uri=uri)
         if self.run_id is not None:
             try:
                 if self._training:
@@ -289,16 +280,8 @@ class Tracker:
                     self.run_id,
                     one_line_of(error),
                 )
-        experiment = client.get_experiment_by_name(self._config.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        else:
-            # A sqlite store has no server to keep files: they lie beside it, not in the folder one happens to be in.
-            artifacts = (
-                (self._run_dir.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-            )
-            experiment_id = client.create_experiment(self._config.experiment, artifact_location=artifacts)
-        made = client.create_run(experiment_id, run_name=self._run_name)
+        place = experiment_id(client, uri, self._config.experiment, self._run_dir)
+        made = client.create_run(place, run_name=self._run_name)
         self._spool.remember(run_id=made.info.run_id, children={})
         self._watch_system(uri)
         return client

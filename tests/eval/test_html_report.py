@@ -10,8 +10,11 @@ import pytest
 
 from segclip.eval.datasets import open_dataset, voc_layout
 from segclip.eval.evaluate import evaluate
+from segclip.eval.html_report import write_report
 from segclip.eval.outputs import write_outputs
+from segclip.eval.pictures import choose
 from segclip.eval.protocol import load_protocol
+from segclip.eval.views import make_views
 from tests.browser import open_page
 
 SCENES = load_protocol("scenes")
@@ -47,7 +50,10 @@ def many_classes(model, tmp_path_factory, write_voc, pictures) -> Path:
     write_voc(root, pairs)
     dataset = voc_layout("many", root, tuple(names), has_background=False)
     protocol = SCENES.model_validate({**SCENES.model_dump(), "datasets": {"many": {"background": "none"}}})
-    return write(model, dataset, protocol, root / "out", 1)
+    result = evaluate(model, dataset, protocol)
+    chosen = choose(dataset, result, 1)
+    views = make_views(model, dataset, protocol, chosen.all())
+    return write_report(root / "report.html", dataset, result, chosen, views)
 
 
 def test_everything_of_the_result_is_on_the_page(report) -> None:
