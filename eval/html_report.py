@@ -16,9 +16,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.evaluate import Result
 from segclip.eval.palette import Colour
 from segclip.eval.pictures import Chosen
+from segclip.eval.result import Interval, Result
 from segclip.eval.views import View, class_colours
 
 __all__ = ["write_report"]
@@ -30,8 +30,9 @@ _HIT: Colour = (0, 114, 178)
 _MISS: Colour = (213, 94, 0)
 # Fields of a result that the page shows in a way of their own.
 _SHOWN = {
-    "dataset", "miou", "accuracy", "mean_class_accuracy", "classes", "images", "pixels", "skipped", "confusion",
-    "per_image", "protocol", "checkpoint",
+    "dataset", "miou", "accuracy", "mean_class_accuracy", "boundary_iou", "coverage", "classes", "images", "pixels",
+    "skipped", "confusion", "per_image", "protocol", "checkpoint", "thresholds", "vocabulary", "has_background",
+    "format", "counts",
 }  # fmt: skip
 
 
@@ -70,7 +71,8 @@ def write_report(
     )
     text = _template().render(
         result=result,
-        title=f"{result.dataset}, protocol {result.protocol['name']}",
+        title=f"{result.dataset} {result.split}, protocol {result.protocol['name']}",
+        figures=_figures(result),
         classes=_class_rows(result, colours),
         matrix=_matrix(result),
         confusions=_confusions(result),
@@ -102,6 +104,22 @@ def _template() -> Template:
     return page.get_template("report_template.html")
 
 
+def _figures(result: Result) -> list[tuple[str, float, Interval | None]]:
+    """(name, value, interval) of the figures that there are, the main one first."""
+    named = (
+        ("mean IoU", "miou"),
+        ("pixel accuracy", "accuracy"),
+        ("mean class accuracy", "mean_class_accuracy"),
+        ("mean boundary IoU", "boundary_iou"),
+        ("coverage", "coverage"),
+    )
+    return [
+        (name, value, getattr(result.intervals, key, None))
+        for name, key in named
+        if (value := getattr(result, key)) is not None
+    ]
+
+
 def _class_rows(result: Result, colours: Sequence[str]) -> list[dict[str, Any]]:
     """One entry a class, in the order of the labels."""
     hits = np.asarray(result.confusion).diagonal().tolist()
@@ -111,6 +129,9 @@ def _class_rows(result: Result, colours: Sequence[str]) -> list[dict[str, Any]]:
             "name": each.name,
             "colour": colour,
             "iou": each.iou,
+            "interval": each.iou_interval,
+            "words": ", ".join(each.words),
+            "boundary_iou": each.boundary_iou,
             "accuracy": each.accuracy,
             "precision": hit / each.predicted_pixels if each.predicted_pixels else None,
             "true_share": each.true_pixels / result.pixels,
@@ -203,7 +224,8 @@ def _data_uri(picture: Image.Image, kind: Literal["png", "webp"]) -> Markup:
 def _made_with(result: Result) -> list[tuple[str, str]]:
     """All fields that the page does not show elsewhere, whichever they are."""
     rest = {key: value for key, value in result.as_dict().items() if key not in _SHOWN}
-    return [("checkpoint", result.checkpoint or "-"), *_flat(rest)]
+    lines = [line for line in _flat(rest) if not line[0].endswith((".low", ".high"))]
+    return [("checkpoint", result.checkpoint or "-"), *lines]
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from segclip.console import one_line
 from segclip.data_pipelines.credentials import check_no_credentials, without_credentials
-from segclip.eval.evaluate import Result
+from segclip.eval.result import Result
 from segclip.mlflow_store import (
     EXPERIMENT,
     LONGEST_VALUE,
@@ -137,19 +137,24 @@ def _send(client: Any, run_id: str, result: Result, files: Iterable[Path]) -> No
 
 
 def _parameters(result: Result) -> dict[str, Any]:
-    values = {name: getattr(result, name, None) for name in _PARAMETERS}
-    return {
-        "protocol": result.protocol["name"],
-        **{key: value for key, value in values.items() if value is not None},
-    }
+    values = {name: getattr(result, name) for name in _PARAMETERS}
+    known = {key: value for key, value in values.items() if value is not None}
+    return {"protocol": result.protocol["name"], **known}
 
 
 def _metrics(result: Result) -> dict[str, float]:
     """Figures that there are, by the names that training uses; two classes never share one."""
-    found = {name: getattr(result, key, None) for name, key in _FIGURES.items()}
-    intervals = getattr(result, "intervals", None)
-    if intervals is not None:
-        found |= {"miou_low": intervals.miou.low, "miou_high": intervals.miou.high}
+    found = {name: getattr(result, key) for name, key in _FIGURES.items()}
+    if result.intervals is not None:
+        found |= {"miou_low": result.intervals.miou.low, "miou_high": result.intervals.miou.high}
+    if result.thresholds is not None:
+        tuned = result.thresholds.tuned
+        found |= {
+            "miou_threshold_tuned": None if tuned is None else tuned.miou,
+            "miou_threshold_oracle": result.thresholds.oracle.miou,
+        }
+    if result.vocabulary is not None:
+        found |= {metric_name(f"miou_words/{each.name}"): each.miou for each in result.vocabulary.variants}
     for number, each in enumerate(result.classes):
         name = metric_name(f"iou/{each.name}")
         found[f"{name} {number}" if name in found else name] = each.iou

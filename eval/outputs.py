@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.evaluate import Result
 from segclip.eval.html_report import write_report
 from segclip.eval.pictures import choose, write_pictures
 from segclip.eval.protocol import Protocol
+from segclip.eval.result import Result
 from segclip.eval.thresholds import threshold_picture
 from segclip.eval.views import make_views
 from segclip.models.segclip import SegCLIP
@@ -37,6 +37,8 @@ def write_outputs(
     """
     folder = Path(folder)
     written = {"result": result.write(folder / "result.json")}
+    for counts in folder.glob("result-counts-*.npz"):
+        written["counts"] = counts
     chosen = choose(dataset, result, count)
     if result.thresholds is not None:
         written["thresholds"] = threshold_picture(result, folder / "thresholds.png")

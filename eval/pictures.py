@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from segclip.eval.datasets import SegmentationDataset
 from segclip.eval.drawing import INK, PAPER, font, legend
-from segclip.eval.evaluate import Result
 from segclip.eval.palette import Colour
+from segclip.eval.result import Result
 from segclip.eval.views import View, class_colours
 
 __all__ = ["Chosen", "choose", "confusion_picture", "overlay_page", "spread", "write_pictures"]

@@ -1,36 +1,61 @@
-"""A result as a table in the terminal."""
+"""A result in the terminal."""
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from segclip.eval.evaluate import Result
+from segclip.eval.result import Interval, Result
 
-__all__ = ["class_table", "remarks", "studies", "summary_line"]
+__all__ = ["class_table", "print_result", "remarks", "studies", "summary_line"]
+
+_BAR = 12
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def _range(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def print_result(console: Console, result: Result) -> None:
+    """The table of the classes, what speaks against the figures, what was studied, and the figures."""
+    console.print(class_table(result))
+    for line in (*(f"left out: {line}" for line in result.skipped), *remarks(result)):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    for line in (*studies(result), summary_line(result)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def class_table(result: Result) -> Table:
     """One row a class, best IoU first, with a bar; the mean at the foot."""
     table = Table(
-        title=f"{result.dataset} · protocol {result.protocol['name']} · {result.images} images",
+        title=f"{escape(result.dataset)} · protocol {result.protocol['name']} · {result.images} images",
         show_footer=True,
         title_justify="left",
     )
     table.add_column("class", footer="mean")
     table.add_column("IoU %", justify="right", footer=_percent(result.miou))
-    table.add_column("", min_width=20)
+    table.add_column("", min_width=_BAR)
+    with_intervals = any(each.iou_interval is not None for each in result.classes)
+    if with_intervals and result.intervals is not None:
+        table.add_column(
+            f"{100 * result.intervals.level:.0f} %",
+            justify="right",
+            footer=_range(result.intervals.miou),
+        )
     table.add_column("found %", justify="right", footer=_percent(result.mean_class_accuracy))
-    table.add_column("share of pixels %", justify="right", footer="100.0")
+    table.add_column("pixels %", justify="right", footer="100.0")
     for each in sorted(result.classes, key=lambda row: -1 if row.iou is None else row.iou, reverse=True):
-        length = round(20 * (each.iou or 0))
+        length = round(_BAR * (each.iou or 0))
         table.add_row(
-            each.name,
+            escape(each.name),
             _percent(each.iou),
-            "█" * length + "·" * (20 - length),
+            "█" * length + "·" * (_BAR - length),
+            *([_range(each.iou_interval)] if with_intervals else []),
             _percent(each.accuracy),
             f"{100 * each.true_pixels / result.pixels:.1f}",
         )

@@ -240,16 +240,10 @@ def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegC
     from rich.console import Console
 
     from segclip.eval.outputs import write_outputs
-    from segclip.eval.report import class_table, remarks, studies, summary_line
+    from segclip.eval.report import print_result
 
     console = Console()
-    console.print(class_table(result))
-    for line in result.skipped:
-        console.print(f"left out: {line}", style="yellow", markup=False, soft_wrap=True)
-    for line in remarks(result):
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
-    for line in (*studies(result), summary_line(result)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_result(console, result)
     written = write_outputs(
         found.folder, model, found.dataset, found.protocol, result, count=arguments.pictures
     )

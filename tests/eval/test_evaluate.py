@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import build_scorer, evaluate, predict_dataset
 from segclip.eval.outputs import write_outputs
 from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
-from segclip.eval.report import class_table, summary_line
+from segclip.eval.report import class_table, print_result, summary_line
 
 SCENES = load_protocol("scenes")
 
@@ -70,6 +72,13 @@ def test_result_says_what_it_was_made_from_and_survives_json(model, scenes_root,
     assert np.array(content["confusion"]).sum() == content["pixels"]
     assert "mIoU" in summary_line(result)
     assert class_table(result).row_count == 16
+    # Brackets in a name are no mark-up, and the table fits a terminal of 80 columns.
+    bracketed = replace(result, classes=(replace(result.classes[0], name="[red]"), *result.classes[1:]))
+    with (console := Console(width=80)).capture() as printed:
+        print_result(console, bracketed)
+    assert "[red]" in printed.get()
+    assert "95 %" in printed.get()
+    assert "…" not in printed.get()
     with torch.no_grad():
         model.logit_scale += 1
         changed = evaluate(model, open_dataset("scenes", scenes_root).first(1), SCENES)
@@ -125,12 +134,12 @@ def test_pictures_are_written(model, scenes_root, tmp_path) -> None:
     dataset = open_dataset("scenes", scenes_root)
     result = evaluate(model, dataset, SCENES)
     written = write_outputs(tmp_path / "out", model, dataset, SCENES, result, count=3)
-    assert set(written) == {"result", "confusion", "overlays", "worst", "report"}
+    assert set(written) == {"result", "counts", "confusion", "overlays", "worst", "report"}
     for name in ("confusion", "overlays", "worst"):
         with Image.open(written[name]) as picture:
             assert min(picture.size) > 300
     few = write_outputs(tmp_path / "few", model, dataset, SCENES, result, count=0)
-    assert set(few) == {"result", "confusion", "report"}
+    assert set(few) == {"result", "counts", "confusion", "report"}
 
 
 @pytest.mark.parametrize(("total", "count"), [(500, 8), (3, 8), (1, 1), (0, 4)])

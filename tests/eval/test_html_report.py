@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segclip.eval.html_report import write_report
 from segclip.eval.outputs import write_outputs
 from segclip.eval.pictures import choose
 from segclip.eval.protocol import load_protocol
+from segclip.eval.result import ThresholdPoint, ThresholdStudy, VocabularyStudy, VocabularyVariant
 from segclip.eval.views import make_views
 from tests.browser import open_page
 
@@ -50,7 +52,14 @@ def many_classes(model, tmp_path_factory, write_voc, pictures) -> Path:
     write_voc(root, pairs)
     dataset = voc_layout("many", root, tuple(names), has_background=False)
     protocol = SCENES.model_validate({**SCENES.model_dump(), "datasets": {"many": {"background": "none"}}})
-    result = evaluate(model, dataset, protocol)
+    points = tuple(ThresholdPoint(each / 10, each / 20) for each in range(1, 10))
+    result = dataclasses.replace(
+        evaluate(model, dataset, protocol),
+        thresholds=ThresholdStudy(points[4], points[2], "train", 7, points[8], points, points),
+        vocabulary=VocabularyStudy(
+            "own.yaml", "0" * 64, 0.5, (VocabularyVariant("synonyms 1", 0.25, {"cat": "kitten"}, (), 0.0),)
+        ),
+    )
     chosen = choose(dataset, result, 1)
     views = make_views(model, dataset, protocol, chosen.all())
     return write_report(root / "report.html", dataset, result, chosen, views)
@@ -68,6 +77,14 @@ def test_everything_of_the_result_is_on_the_page(report) -> None:
         assert wanted in text
     assert text.count('<section class="card">') == 2 + 2 + 2
     assert text.count("data:image/webp;base64,") == 4 * 6
+
+
+def test_studies_stand_apart_from_the_figures(report, many_classes) -> None:
+    text = many_classes.read_text(encoding="utf-8")
+    assert "tuned on 7 images of train</td><td>0.3</td><td>15.00</td>" in text
+    assert "oracle</td><td>0.9</td><td>45.00</td>" in text
+    assert "cat → kitten" in text
+    assert "Background thresholds" not in report.read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_else(report, many_classes) -> None:
@@ -92,9 +109,9 @@ def test_a_reader_sorts_filters_and_enlarges(report, dark) -> None:
         page.goto(report.as_uri())
         names = page.locator("#class-table tbody tr td:first-child")
         before = names.all_inner_texts()
-        page.get_by_role("button", name="IoU %").click()
+        page.get_by_role("button", name=re.compile("^IoU")).click()
         assert figures(page) == sorted(figures(page), reverse=True)
-        page.get_by_role("button", name="IoU %").click()
+        page.get_by_role("button", name=re.compile("^IoU")).click()
         assert figures(page) == sorted(figures(page))
         assert page.locator("th[aria-sort=ascending]").inner_text().startswith("IoU")
         page.get_by_role("button", name="class").click()
