@@ -185,15 +185,21 @@ def legend(names: Sequence[str], colours: Sequence[Colour], width: int, *, text:
 
 
 def save_label_png(label_HW: NDArray[np.integer], colours: Sequence[Colour], path: Path) -> Path:
-    """Label map as a palette PNG: indices are the labels, colours only for looking at.
+    """Label map as a PNG: a palette image whose indices are the labels, with colours only for looking at.
+
+    Above 256 labels a grey image of 16 bits, which every reader of label maps knows, too.
 
     Raises:
-        ValueError: more than 256 labels.
+        ValueError: more than 65,536 labels.
     """
-    if label_HW.size and int(label_HW.max()) > 255:
-        raise ValueError(f"label {int(label_HW.max())} does not fit into a palette image of 256 colours")
+    largest = max(int(label_HW.max(initial=0)), len(colours) - 1)
+    if largest > 65535:
+        raise ValueError(f"label {largest} does not fit into a PNG of 16 bits")
+    if largest > 255:
+        Image.fromarray(label_HW.astype(np.uint16)).save(path)
+        return path
     picture = Image.fromarray(label_HW.astype(np.uint8))
-    flat = [channel for colour in colours[:256] for channel in colour]
+    flat = [channel for colour in colours for channel in colour]
     picture.putpalette(flat + [0] * (768 - len(flat)))
     picture.save(path)
     return path

@@ -274,7 +274,7 @@ def evaluate_part(
     training = model.training
     model.eval()
     start = time.perf_counter()
-    bar: AbstractContextManager[Progress | None] = progress_bar() if progress else nullcontext()
+    bar: AbstractContextManager[Progress | None] = progress_bar(unit="images") if progress else nullcontext()
     try:
         tally = Tally(len(dataset.classes), device)
         bank = TextBank(model, protocol.templates, protocol.template_averaging)

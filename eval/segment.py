@@ -46,18 +46,23 @@ class Segmentation:
         labels_HW: int64, index into ``names`` of each pixel of the picture.
         names: the classes as given; with a background, "background" stands before them as label 0.
         scores_Chw: float32 score of each name at the size the model worked at.
+        regions_hw: int64, which of the network's centers each pixel belongs to, numbered through all windows
+            (window * number of centers + center), at the same size.
     """
 
     labels_HW: NDArray[np.int64]
     names: tuple[str, ...]
     scores_Chw: NDArray[np.float32]
+    regions_hw: NDArray[np.int64]
+
+    def pixels(self) -> dict[str, int]:
+        """Number of the picture's pixels that each name got."""
+        counts = np.bincount(self.labels_HW.ravel(), minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def shares(self) -> dict[str, float]:
         """Part of the picture's pixels that each name got; the parts sum to 1."""
-        counts = np.bincount(self.labels_HW.ravel(), minlength=len(self.names))
-        return {
-            name: float(count) / self.labels_HW.size for name, count in zip(self.names, counts, strict=True)
-        }
+        return {name: pixels / self.labels_HW.size for name, pixels in self.pixels().items()}
 
 
 class Segmenter:
@@ -74,6 +79,11 @@ class Segmenter:
         protocol: sizes, templates and score rule: a name, a YAML file or a ``Protocol``; if not given, the one that
             the network's card names, else ``photo``.
         batch_size: windows in one call of the encoder.
+
+    Attributes:
+        names, colours, words: name, colour and phrases of each label; "background" is label 0 where there is one.
+        threshold: that is used, or None.
+        centers: of the network, which divides each window into as many regions at most.
 
     Raises:
         ValueError: classes or options that make no sense together.
@@ -122,8 +132,10 @@ class Segmenter:
                 "a class is called 'background' while the background is found by rule; name it otherwise"
             )
         self.names = (("background",) if background else ()) + classes_named
+        self.words = ((others,) if background else ()) + phrases
         self.colours = (((205, 205, 205),) if background else ()) + named_colours(classes_named)
         self.threshold = threshold
+        self.centers = model.config.centers
         self._model = model.eval()
         self._geometry = protocol.geometry(model.config)
         self._batch_size = batch_size
@@ -150,7 +162,12 @@ class Segmenter:
             self._geometry,
             batch_size=self._batch_size,
         )
-        return Segmentation(found.labels().cpu().numpy(), self.names, found.scores_Chw.float().cpu().numpy())
+        return Segmentation(
+            found.labels().cpu().numpy(),
+            self.names,
+            found.scores_Chw.float().cpu().numpy(),
+            found.regions_hw.cpu().numpy(),
+        )
 
 
 def segment(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-__all__ = ["BACKGROUND_WORDS", "check_classes"]
+__all__ = ["BACKGROUND_WORDS", "check_classes", "parse_classes", "read_classes"]
 
 BACKGROUND_WORDS = (
     "sky", "cloud", "wall", "floor", "ceiling", "building", "road", "ground", "grass", "tree", "forest",
@@ -37,3 +38,34 @@ def check_classes(classes: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ..
                 raise ValueError(f"class {word!r} is given twice; every class needs its own words")
             seen.add(plain)
     return tuple(tuple(word.strip() for word in group) for group in groups)
+
+
+def parse_classes(lines: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Classes as users type them: each a word or phrase, or synonyms with commas between them.
+
+    Raises:
+        ValueError: as ``check_classes``.
+    """
+    return check_classes([[word.strip() for word in line.split(",")] for line in lines])
+
+
+def read_classes(path: str | Path) -> tuple[tuple[str, ...], ...]:
+    """Classes of a text file, one a line as ``parse_classes`` takes them; empty lines and lines with # are passed over.
+
+    Raises:
+        ValueError: no such file, not text, no class in it, an empty word, or a word that stands twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"no such file of classes: {path}") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise ValueError(f"{path} is no text file of classes, one a line") from None
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"{path} names no class; write one a line, synonyms with commas between them")
+    try:
+        return parse_classes(lines)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

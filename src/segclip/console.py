@@ -86,19 +86,28 @@ def cli(
 class _Rate(ProgressColumn):
     """Items per second since the start of a task."""
 
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = f" {unit}" if unit else ""
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed else "-/s", style="cyan")
+        # Slow work counts its tenths.
+        return Text(
+            f"{speed:,.{0 if speed >= 10 else 1}f}{self._unit}/s" if speed else f"-{self._unit}/s",
+            style="cyan",
+        )
 
 
-def progress(console: Console | None = None) -> Progress:
-    """A progress bar with count, rate, elapsed and remaining time. Use as a context manager."""
+def progress(console: Console | None = None, *, unit: str = "", disable: bool = False) -> Progress:
+    """A progress bar with count, rate (in ``unit`` a second), elapsed and remaining time. Use as a context manager."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
+        disable=disable,
     )

@@ -145,10 +145,65 @@ def test_segment_goes_on_past_broken_pictures(checkpoint, photo, tmp_path, bomb,
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
-    first, second = errors.strip().splitlines()
+    first, second, sum_up = errors.strip().splitlines()
+    assert sum_up == "2 of 3 pictures could not be segmented"
     assert first.startswith(f"error: {broken} does not decode")
     assert second.startswith(f"error: {huge} has more than the")
     assert (tmp_path / "out" / "photo.json").is_file()
+
+
+def test_segment_takes_folders_patterns_and_a_file_of_classes(
+    checkpoint, pictures, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/a.png", "one/B.JPG", "one/deep/a.png", "two/a.tif"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures(24, 30, len(name))).save(path)
+    (tmp_path / "photos/one/notes.txt").write_text("no picture")
+    (tmp_path / "classes.txt").write_text("# mine\ncat, kitten\n\nsand\n")
+    wanted = ("--classes-file", "classes.txt", "--checkpoint", checkpoint, "--regions")
+    code, printed, _ = call(segment_cli, capsys, "photos/one", "photos/**/a.*", *wanted)
+    assert code == 0
+    assert "left out, no pictures by their ending: 1 files (notes.txt)" in printed
+    # Each picture once, though the folder and the pattern both name photos/one/a.png.
+    stems = sorted(path.stem for path in Path("segments").glob("*.json"))
+    assert stems == ["B", "a", "a-2", "a-3"]
+    content = json.loads(Path("segments/a-2.json").read_text())
+    assert content["image"] == "photos/one/deep/a.png"
+    assert [each["words"] for each in content["classes"]] == [["cat", "kitten"], ["sand"]]
+    with Image.open("segments/a_regions.png") as picture:
+        assert max(picture.size) == 640
+    code, _, errors = call(segment_cli, capsys, "photos/two", *wanted)
+    assert code == 2
+    assert one_line(errors) == (
+        "error: segments/a_overlay.png exists (and 3 more); give another folder with --out, or --overwrite"
+    )
+    assert json.loads(Path("segments/a.json").read_text())["image"] == "photos/one/a.png"
+    code, _, _ = call(segment_cli, capsys, "photos/two", *wanted, "--overwrite")
+    assert code == 0
+    assert json.loads(Path("segments/a.json").read_text())["image"] == "photos/two/a.tif"
+
+
+def test_segment_turns_pictures_upright_and_reads_all_kinds(checkpoint, pictures, tmp_path, capsys) -> None:
+    array = pictures(24, 40)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored lying on its side
+    Image.fromarray(array).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(array[..., 0].astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    Image.fromarray(np.dstack([array, array[..., 0]])).save(tmp_path / "alpha.png")
+    Image.fromarray(array).convert("P").save(tmp_path / "palette.gif")
+    out = tmp_path / "out"
+    code, _, _ = call(
+        segment_cli, capsys, tmp_path, "--classes", "cat", "sand", "--checkpoint", checkpoint, "--out", out,
+        "--background", "words", "--background-words", "sky", "wall",
+    )  # fmt: skip
+    assert code == 0
+    sizes = {path.stem: json.loads(path.read_text())["height"] for path in out.glob("*.json")}
+    assert sizes == {"turned": 40, "sixteen": 24, "alpha": 24, "palette": 24}
+    with Image.open(out / "turned_labels.png") as picture:
+        assert picture.size == (24, 40)
+    assert json.loads((out / "alpha.json").read_text())["classes"][0]["words"] == ["sky", "wall"]
 
 
 EVAL = ("--checkpoint", "{export}", "--dataset", "scenes", "--data-root", "{root}")
@@ -182,6 +237,13 @@ SEGMENT = ("{photo}", "--checkpoint", "{export}", "--classes", "cat")
         (segment_cli, (*SEGMENT, "Cat"), "class 'Cat' is given twice"),
         (segment_cli, (*SEGMENT, "supercalifragilistic " * 9), "tokens, but the model reads only 16"),
         (segment_cli, ("nowhere.jpg", *SEGMENT), "no such image file: nowhere.jpg"),
+        (segment_cli, ("nowhere/*.jpg", *SEGMENT), "no file matches 'nowhere/*.jpg'"),
+        (segment_cli, ("{root}", *SEGMENT), "no picture in folder"),
+        (segment_cli, (*SEGMENT[:-2], "--classes-file", "gone.txt"), "no such file of classes: gone.txt"),
+        (segment_cli, (*SEGMENT[:-2], "--classes-file", "{photo}"), "is no text file of classes"),
+        (segment_cli, (*SEGMENT, "dog,"), "class 2 of 2 is an empty word"),
+        (segment_cli, (*SEGMENT, "dog,CAT"), "class 'CAT' is given twice"),
+        (segment_cli, (*SEGMENT, "--background-words", "sky"), "only used with background='words'"),
         (segment_cli, (*SEGMENT, "--checkpoint", "nowhere"), "no checkpoint at nowhere"),
         (segment_cli, (*SEGMENT, "--protocol", "foto"), "unknown protocol 'foto' (did you mean 'photo'?)"),
         (

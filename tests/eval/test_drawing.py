@@ -58,5 +58,14 @@ def test_label_png_keeps_indices(tmp_path) -> None:
         assert picture.mode == "P"
         assert (np.asarray(picture) == label).all()
         assert tuple(picture.getpalette()[3:6]) == COLOURS[1]
-    with pytest.raises(ValueError, match="label 300 does not fit"):
-        save_label_png(label + 298, COLOURS, tmp_path / "y.png")
+    with Image.open(save_label_png(label + 298, palette(3), tmp_path / "many.png")) as picture:
+        assert (np.asarray(picture) == label + 298).all()
+    with pytest.raises(ValueError, match="label 70000 does not fit"):
+        save_label_png(np.array([[70_000]]), COLOURS, tmp_path / "y.png")
+
+
+def test_every_value_is_a_label_where_none_is_ignored() -> None:
+    image, label = np.full((20, 20, 3), 128, np.uint8), np.full((20, 20), 255)
+    colours = palette(3) * 100
+    found = overlay(image, label, ["x"] * 300, colours, side=200, words=False, ignore=None)
+    assert len(np.unique(np.asarray(found).reshape(-1, 3), axis=0)) == 1
