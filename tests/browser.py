@@ -28,9 +28,9 @@ def program() -> str | None:
 
 @dataclass
 class Noted:
-    """What a page did that it should not: messages on the console, errors, requests to other machines."""
+    """What a page did that it should not: errors, and requests to other machines."""
 
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
 
 
@@ -48,15 +48,8 @@ def open_page(*, dark: bool = False, width: int = 1280, height: int = 900) -> It
         )
         page.set_default_timeout(30_000)
         noted = Noted()
-        page.on(
-            "console",
-            lambda message: (
-                noted.complaints.append(f"{message.type}: {message.text}")
-                if message.type in ("error", "warning")
-                else None
-            ),
-        )
-        page.on("pageerror", lambda error: noted.complaints.append(str(error)))
+        page.on("console", lambda said: noted.errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: noted.errors.append(str(error)))
 
         def decide(route) -> None:
             own = route.request.url.startswith(("file:", "http://127.0.0.1:", "http://localhost:"))

@@ -132,6 +132,7 @@ print(load_protocol("scenes").name, segclip.load.__module__, segclip.__version__
         "segclip-eval",
         "segclip-segment",
         "segclip-convert",
+        "segclip-demo",
         "segclip-shards",
         "segclip-export",
         "segclip-checkpoints",
