@@ -24,7 +24,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py pyproject.toml install.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh install.sh
 
-# The tests open pages in a real browser. Without one, those tests say so and are skipped; with CI set, they fail.
+# The tests open pages in a real browser. Without one, those tests say so and are skipped (in CI, they fail).
 browser:
 	@sh tests/install_browser.sh
 
