@@ -1,0 +1,187 @@
+"""Pictures for the documentation, taken of real pages in a browser without a window.
+
+    python -m docs.screenshots --run runs/quickstart/train --data-root runs/quickstart/data/eval
+
+Of a finished run: its report, the page of ``segclip-demo`` with a scene, and what MLflow shows of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from playwright.sync_api import Page, expect
+
+from segclip.console import UserError, cli
+from tests.browser import MISSING, open_page, program
+
+IMAGES = Path(__file__).with_name("images")
+WORDS = ("red star", "yellow star, star", "purple bar", "brick", "sand")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(*command: object, port: int, seconds: float = 120) -> Iterator[str]:
+    """Address of a server that a command starts, once it answers.
+
+    Raises:
+        UserError: it ended, or did not answer in time.
+    """
+    address = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen([str(each) for each in command], stdout=log, stderr=log, env=environment) as server,
+    ):
+        try:
+            until = time.monotonic() + seconds
+            while True:
+                try:
+                    urllib.request.urlopen(address, timeout=5).close()
+                    break
+                except (urllib.error.URLError, OSError):
+                    if server.poll() is not None or time.monotonic() > until:
+                        log.seek(0)
+                        raise UserError(f"no server at {address}: {log.read().decode()[-2000:]}") from None
+                    time.sleep(0.3)
+            yield address
+        finally:
+            server.terminate()
+
+
+def report_picture(report: Path, target: Path) -> Path:
+    """The upper part of a report."""
+    with open_page(width=1200, height=900) as (page, _):
+        page.goto(report.resolve().as_uri())
+        page.screenshot(path=target)
+    return target
+
+
+def demo_picture(checkpoint: Path, picture: Path, words: tuple[str, ...], target: Path) -> Path:
+    """The page of ``segclip-demo`` with a picture that is divided among words."""
+    port = free_port()
+    command = (sys.executable, "-m", "segclip.eval.demo", "--checkpoint", checkpoint, "--port", port)
+    with serving(*command, port=port) as address, open_page(width=1280, height=960) as (page, _):
+        page.goto(address)
+        with page.expect_response(re.compile("/upload")):
+            page.locator("input[type=file]").first.set_input_files(picture)
+        page.locator("#words textarea").fill("\n".join(words))
+        page.get_by_role("button", name="Segment").click()
+        page.locator("#result .legend-item").first.wait_for()
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=target)
+    return target
+
+
+def mlflow_pictures(store: str, run_id: str, folder: Path, *, metric: str, parameter: str) -> list[Path]:
+    """Parameters, plots of metrics and the pictures of the regions, as MLflow's own page shows them.
+
+    Args:
+        store: ``sqlite:///…``.
+        run_id: of a training.
+        folder: for the pictures.
+        metric, parameter: names that must be on the page.
+
+    Raises:
+        AssertionError: something is not there.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    run = client.get_run(run_id)
+    drawn = [each.path for each in client.list_artifacts(run_id, "assignments") if each.path.endswith(".png")]
+    assert drawn, "the run has no pictures of regions"
+    port = free_port()
+    command = (
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", port, "--workers", 1,
+    )  # fmt: skip
+    taken = [folder / f"mlflow-{name}.png" for name in ("overview", "metrics", "regions")]
+    with serving(*command, port=port) as address, open_page(width=1440, height=900) as (page, noted):
+        place = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        page.goto(place)
+        expect(page.get_by_text(parameter, exact=True).first).to_be_visible()
+        expect(page.get_by_text(run.data.params[parameter], exact=True).first).to_be_visible()
+        _quiet_screenshot(page, taken[0])
+        page.goto(f"{place}/model-metrics")
+        expect(page.get_by_text(metric, exact=False).first).to_be_visible()
+        # A plot is drawn by Plotly, as SVG.
+        expect(page.locator(".js-plotly-plot svg.main-svg").first).to_be_visible()
+        _quiet_screenshot(page, taken[1])
+        page.goto(f"{place}/artifacts/{drawn[-1]}")
+        image = page.locator(
+            f"img[src*='{Path(drawn[-1]).name}'], img[src^='blob:'], .image-outer-container img, .js-plotly-plot image"
+        )
+        expect(image.first).to_be_visible()
+        _quiet_screenshot(page, taken[2])
+    assert not [each for each in noted.outside if "fonts" not in each], noted.outside
+    return taken
+
+
+def _quiet_screenshot(page: Page, target: Path) -> None:
+    """Once nothing is being loaded, and without invitations laid over the page."""
+    page.wait_for_load_state("networkidle")
+    for name in ("Close", "Got it", "Dismiss"):
+        button = page.get_by_role("button", name=name, exact=True)
+        if button.count():
+            button.first.click()
+    page.wait_for_timeout(500)
+    page.screenshot(path=target)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Take them all."""
+    if program() is None:
+        raise UserError(MISSING)
+    folder, data = Path(arguments.run), Path(arguments.data_root)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    scene = next(iter(sorted(data.glob("VOCdevkit/VOC2012/JPEGImages/*.jpg"))[arguments.scene :]), None)
+    if scene is None:
+        raise ValueError(f"no scene number {arguments.scene} under {data}")
+    target = Path(arguments.out)
+    target.mkdir(parents=True, exist_ok=True)
+    taken = [
+        report_picture(folder / "evaluation" / "report.html", target / "report.png"),
+        demo_picture(folder / "export", scene, WORDS, target / "demo.png"),
+        *mlflow_pictures(
+            f"sqlite:///{(folder / 'mlflow.db').resolve()}",
+            summary["mlflow_run_id"],
+            target,
+            metric="loss/total",
+            parameter="train.global_batch",
+        ),
+    ]
+    for path in taken:
+        print(f"wrote {path}")
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__.split("\n")[0])
+    parser.add_argument("--run", default="runs/quickstart/train", help="folder of a finished run")
+    parser.add_argument("--data-root", default="runs/quickstart/data/eval", help="scenes")
+    parser.add_argument("--scene", type=int, default=90, help="number of the scene on the demo's page")
+    parser.add_argument("--out", default=str(IMAGES), help="folder for the pictures")
+    cli(run, parser)
+
+
+if __name__ == "__main__":
+    main()
