@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Route, sync_playwright
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 MISSING = (
@@ -52,7 +52,7 @@ def open_page(*, dark: bool = False, width: int = 1280, height: int = 900) -> It
         page.on("console", lambda said: noted.errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: noted.errors.append(str(error)))
 
-        def decide(route) -> None:
+        def decide(route: Route) -> None:
             own = route.request.url.startswith(("file:", "http://127.0.0.1:", "http://localhost:"))
             if own:
                 route.continue_()

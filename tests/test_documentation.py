@@ -43,6 +43,7 @@ EXECUTED = {
     "segclip-eval compare": ("tests/eval/test_compare.py", "compare"),
     "segclip-eval": ("tests/eval/test_command_lines.py", "segclip-eval"),
     "segclip-segment": ("tests/eval/test_command_lines.py", "segclip-segment"),
+    "segclip-demo": ("tests/eval/test_demo.py", "segclip-demo"),
     "segclip-export": ("tests/trainer/test_export_cli.py", "torch-export"),
     "segclip-checkpoints list": ("tests/trainer/test_checkpoints_cli.py", '"list"'),
     "segclip-checkpoints verify": ("tests/trainer/test_checkpoints_cli.py", '"verify"'),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from docs.screenshots import mlflow_pictures
+from docs.make.screenshots import mlflow_pictures
 from segclip.models.config import ModelConfig
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.insight import assignment_picture

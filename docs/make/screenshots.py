@@ -1,6 +1,6 @@
 """Pictures for the documentation, taken of real pages in a browser without a window.
 
-    python -m docs.screenshots --run runs/quickstart/train --data-root runs/quickstart/data/eval
+    python -m docs.make.screenshots --run runs/quickstart/train --data-root runs/quickstart/data/eval
 
 Of a finished run: its report, the page of ``segclip-demo`` with a scene, and what MLflow shows of it.
 """
@@ -28,7 +28,7 @@ from playwright.sync_api import Page, expect
 from segclip.console import UserError, cli
 from tests.browser import MISSING, open_page, program
 
-IMAGES = Path(__file__).with_name("images")
+IMAGES = Path(__file__).parents[1] / "images"
 # A server that starts beside other work takes its time.
 expect.set_options(timeout=60_000)
 WORDS = ("red star", "yellow star, star", "purple bar", "brick", "sand")
@@ -176,7 +176,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main() -> NoReturn:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.make.screenshots", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--run", default="runs/quickstart/train", help="folder of a finished run")
     parser.add_argument("--data-root", default="runs/quickstart/data/eval", help="scenes")
     parser.add_argument("--scene", type=int, default=90, help="number of the scene on the demo's page")
