@@ -95,6 +95,8 @@ class Tracker:
         self._run_dir = Path(run_dir)
         self._run_name = run_name
         self._training = training
+        # Of the run, not of the store's first answer, which may take longer than a short run.
+        self._begun = _now()
         self._spool = Spool(self._run_dir / "mlflow")
         if run_id is not None:
             self._spool.remember(run_id=run_id)
@@ -281,7 +283,7 @@ class Tracker:
                     one_line_of(error),
                 )
         place = experiment_id(client, uri, self._config.experiment, self._run_dir)
-        made = client.create_run(place, run_name=self._run_name)
+        made = client.create_run(place, start_time=self._begun, run_name=self._run_name)
         self._spool.remember(run_id=made.info.run_id, children={})
         self._watch_system(uri)
         return client

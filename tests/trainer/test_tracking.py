@@ -43,6 +43,7 @@ def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     client = MlflowClient(tracking_uri(config, tmp_path))
     run = client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
+    assert run.info.end_time >= run.info.start_time
     assert len(run.data.params) == 252
     assert run.data.params["p1"] == "1"
     assert [(m.step, m.value) for m in client.get_metric_history(first.run_id, "loss/total")] == [
