@@ -12,16 +12,17 @@ pixels, h w the resized image, H W the original one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segclip.eval.windows import Window
 
-__all__ = ["Cells", "PixelRule", "find_cells", "group_max", "label_map", "resize_scores"]
+__all__ = ["Cells", "PixelRule", "find_cells", "given_up", "group_max", "label_map", "spread"]
+
+Numbering = Callable[[Tensor], Tensor]
 
 _MIXED = 2**22  # scores that are mixed at a time: each of a handful of arrays takes 16 MiB
 _STRIP = 2**20  # pixels that are labelled at a time
@@ -140,21 +141,19 @@ def find_cells(
 
 def label_map(cells: Cells, rule: PixelRule, size: tuple[int, int]) -> Tensor:
     """Label of each pixel at ``size`` = (H, W), int64 [H, W]: scores are enlarged bilinearly, then the best wins."""
+    return _labels(cells, rule, size, given_up(cells, rule, size))
+
+
+def given_up(cells: Cells, rule: PixelRule, size: tuple[int, int]) -> Tensor | None:
+    """bool [C]: labels too small in this image to win, thresholds aside; None if the rule has no such bound."""
     if rule.smallest_share is None:
-        return _labels(cells, rule, size, None)
+        return None
     first_HW = _labels(cells, rule, size, None, everywhere=True)
     pixels_C = first_HW.flatten().bincount(minlength=rule.labels)
     pixels_C[0] = 0
     given_up_C = pixels_C <= rule.smallest_share * pixels_C.sum()
     given_up_C[0] = False
-    return _labels(cells, rule, size, given_up_C)
-
-
-def resize_scores(scores_Chw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scores of every pixel bilinear in float32 to [C, H, W] for ``size`` = (H, W), as ``label_map`` mixes them."""
-    if tuple(scores_Chw.shape[-2:]) == tuple(size):
-        return scores_Chw
-    return F.interpolate(scores_Chw[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    return given_up_C
 
 
 def _labels(
@@ -165,30 +164,55 @@ def _labels(
     *,
     everywhere: bool = False,
 ) -> Tensor:
-    cell_hw = cells.cell_hw
-    label_hw = rule.best(cells.values_UV, given_up_C, everywhere=everywhere)[cell_hw]
+    def best(by: PixelRule) -> Numbering:
+        return lambda values_PV: by.best(values_PV, given_up_C, everywhere=everywhere)
+
+    def fewer(corner_4P: Tensor) -> tuple[Tensor, Numbering]:
+        if everywhere or rule.threshold is None or rule.logit_scale is None:
+            possible, kept = _only_possible(cells, rule, corner_4P, given_up_C)
+            return possible.values_UV, best(kept)
+        return cells.values_UV, best(rule)
+
+    return spread(cells, size, best(rule), fewer)
+
+
+def spread(
+    cells: Cells,
+    size: tuple[int, int],
+    number: Numbering,
+    fewer: Callable[[Tensor], tuple[Tensor, Numbering]] | None = None,
+) -> Tensor:
+    """int64 [H, W]: what ``number`` makes of the columns of scores at each pixel, these being enlarged bilinearly.
+
+    Args:
+        cells: of the image.
+        size: (H, W).
+        number: from columns float32 [P, V] to int64 [P].
+        fewer: from the four cells around each place between cells, int64 [4, P], to the columns that matter there and
+            what makes the same of them; None: all do.
+    """
+    cell_hw, values_UV = cells.cell_hw, cells.values_UV
+    number_hw = number(values_UV)[cell_hw]
     if tuple(cell_hw.shape) == tuple(size):
-        return label_hw
+        return number_hw
     corners_4hw = _corners(cell_hw)
     mixed_hw = (corners_4hw[1:] != corners_4hw[0]).any(dim=0)
-    if everywhere or rule.threshold is None or rule.logit_scale is None:
-        cells, rule = _only_possible(cells, rule, corners_4hw[:, mixed_hw])
-    values_UV = cells.values_UV
+    if fewer is not None:
+        values_UV, number = fewer(corners_4hw[:, mixed_hw])
     top_H, down_H = _neighbours(cell_hw.shape[0], size[0], cell_hw.device)
     left_W, across_W = _neighbours(cell_hw.shape[1], size[1], cell_hw.device)
     label_HW = torch.empty(size, dtype=torch.long, device=cell_hw.device)
     at_once, height = max(_MIXED // values_UV.shape[1], 1), max(_STRIP // size[1], 1)
     for start in range(0, size[0], height):
         rows = slice(start, start + height)
-        found_HW = label_hw[top_H[rows]][:, left_W]
+        found_HW = number_hw[top_H[rows]][:, left_W]
         row_P, column_P = mixed_hw[top_H[rows]][:, left_W].nonzero(as_tuple=True)
         for rows_P, columns_P in zip(row_P.split(at_once), column_P.split(at_once), strict=True):
             down_P1, across_P1 = down_H[rows][rows_P][:, None], across_W[columns_P][:, None]
             corner_4P = corners_4hw[:, top_H[rows][rows_P], left_W[columns_P]]
             upper_PV = values_UV[corner_4P[0]].lerp_(values_UV[corner_4P[1]], across_P1)
             lower_PV = values_UV[corner_4P[2]].lerp_(values_UV[corner_4P[3]], across_P1)
-            mixed_PV = upper_PV.lerp_(lower_PV, down_P1)
-            found_HW[rows_P, columns_P] = rule.best(mixed_PV, given_up_C, everywhere=everywhere)
+            found_HW[rows_P, columns_P] = number(upper_PV.lerp_(lower_PV, down_P1))
         label_HW[rows] = found_HW
     return label_HW
 
@@ -200,7 +224,9 @@ def _corners(cell_hw: Tensor) -> Tensor:
     return torch.cat([two_2hw, torch.cat([two_2hw[:, 1:], two_2hw[:, -1:]], dim=1)])
 
 
-def _only_possible(cells: Cells, rule: PixelRule, corner_4P: Tensor) -> tuple[Cells, PixelRule]:
+def _only_possible(
+    cells: Cells, rule: PixelRule, corner_4P: Tensor, given_up_C: Tensor | None
+) -> tuple[Cells, PixelRule]:
     """Without the columns that can win at no place between cells.
 
     Between four cells a column scores at most what it does in the best of them, and some column scores at least what
@@ -209,8 +235,12 @@ def _only_possible(cells: Cells, rule: PixelRule, corner_4P: Tensor) -> tuple[Ce
     Args:
         cells, rule: all columns.
         corner_4P: the four cells around each place.
+        given_up_C: labels that may not win, so that others need not reach what they do; None for none.
     """
     values_UV = cells.values_UV
+    offered_UV = values_UV
+    if given_up_C is not None:
+        offered_UV = values_UV.masked_fill(given_up_C[rule.column_label_V], float("-inf"))
     count = len(values_UV)
     keys_2P = [
         torch.unique(one * count + other, return_inverse=True)[1] for one, other in corner_4P.view(2, 2, -1)
@@ -221,7 +251,7 @@ def _only_possible(cells: Cells, rule: PixelRule, corner_4P: Tensor) -> tuple[Ce
     kept_V = torch.zeros_like(values_UV[0], dtype=torch.bool)
     kept_V[0] = True  # so that some column is left, and of equals the lowest
     for part_4Q in corner_4P[:, example_Q].split(max(_MIXED // values_UV.shape[1] // 4, 1), dim=1):
-        around_4QV = values_UV[part_4Q]
+        around_4QV = offered_UV[part_4Q]
         reached_Q1 = around_4QV.amin(dim=0).amax(dim=1, keepdim=True)
         most_QV = around_4QV.amax(dim=0)
         possible_QV = most_QV >= reached_Q1 - 1e-6 * reached_Q1.abs()  # a little less, for mixing rounds

@@ -283,7 +283,7 @@ def evaluate_part(
             build_scorer(model, dataset, protocol, phrases=each.phrases, bank=bank) for each in variants
         ]
         stacked = StackedScorer(main, thresholds, tuple(others)) if thresholds or others else None
-        studies = StudyTally(stacked, device) if stacked is not None else None
+        studies = StudyTally(stacked) if stacked is not None else None
         with bar as shown:
             task = shown.add_task(f"evaluating {dataset.name}", total=len(dataset)) if shown else None
             pairs = predict_dataset(
@@ -295,7 +295,7 @@ def evaluate_part(
                 if studies is None:
                     found_HW = prediction.labels()
                 else:
-                    found_HW = studies.add(truth_HW, prediction.cells, prediction.size)
+                    found_HW = studies.add(truth_HW, prediction)
                 tally.add(sample.key, truth_HW, found_HW)
                 if shown is not None and task is not None:
                     shown.advance(task)

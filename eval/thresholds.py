@@ -1,12 +1,13 @@
 """What other background thresholds would score, from one pass over the images.
 
-A pixel is background where the background's score is above the best class's. The classes' scores do not depend on the
-threshold, and the background's can only rise with it: a center becomes background once the threshold passes its best
-score, unless it is the best of its window. So a pixel that is background at one threshold is background at all higher
-ones, and the number of thresholds at which it is not says all. Pixels are counted by truth, best class and that number;
-the confusion matrix of every threshold is a sum over those counts.
+The classes' scores do not depend on the threshold, and the background can only win more with it. Where pixels decide, a
+pixel is background once the threshold passes its best score. Where centers decide, a center is background once the
+threshold passes its best score, unless it is the best of its window, and a pixel is background where that outweighs its
+best class. Either way a pixel that is background at one threshold is background at all higher ones, and the number of
+thresholds at which it is not says all. Pixels are counted by truth, best class and that number; the confusion matrix
+of every threshold is a sum over those counts.
 
-Shape letters: B windows, G centers, K thresholds, C labels with the background as 0.
+Shape letters: B windows, G centers, K thresholds, C labels with the background as 0, P pixels, V columns of scores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segclip.eval.cells import resize_scores
+from segclip.eval.cells import Cells, PixelRule, given_up, spread
 from segclip.eval.datasets import IGNORE, SegmentationDataset
 from segclip.eval.metrics import mean_iou
 from segclip.eval.protocol import Protocol
@@ -28,20 +29,25 @@ from segclip.eval.result import Result, ThresholdPoint, ThresholdStudy
 __all__ = ["ThresholdTally", "background_scores", "curve", "study", "threshold_grid", "threshold_picture"]
 
 _STEPS = 100
-_BYTES = 256 * 2**20  # upsampled scores in memory
 
 
 def threshold_grid(dataset: SegmentationDataset, protocol: Protocol) -> tuple[float, ...]:
     """The thresholds that are tried: 0.01 to 0.99 and the protocol's own, rising.
 
     Raises:
-        ValueError: the protocol decides the background of this data set otherwise.
+        ValueError: the protocol decides the background of this data set otherwise, or in a way that one pass over the
+            images does not show.
     """
     rule = protocol.rule(dataset.name)
-    if rule.threshold is None or rule.background != "threshold":
+    if rule.threshold is None:
         raise ValueError(
-            f"protocol {protocol.name!r} has no background by threshold alone for data set {dataset.name!r} "
+            f"protocol {protocol.name!r} has no background threshold for data set {dataset.name!r} "
             f"(its background rule is {rule.background!r}), so there is nothing to study"
+        )
+    if rule.smallest_share is not None and protocol.threshold_at == "center":
+        raise ValueError(
+            f"protocol {protocol.name!r}: with `smallest_share` and `threshold_at: center` the classes that are left "
+            "depend on the threshold, which one pass cannot study"
         )
     return tuple(sorted({number / _STEPS for number in range(1, _STEPS)} | {rule.threshold}))
 
@@ -61,68 +67,65 @@ def background_scores(class_scores_BGC: Tensor, thresholds: Sequence[float]) -> 
 
 
 class ThresholdTally:
-    """Counts the pixels of images by truth, best class and number of thresholds that leave them foreground."""
+    """Counts the pixels of images by truth, best class and number of thresholds that leave them foreground.
 
-    def __init__(self, classes: int, thresholds: int, device: torch.device) -> None:
-        self._classes, self._thresholds = classes, thresholds
-        self._counts = torch.zeros(classes * classes * (thresholds + 1), dtype=torch.int64, device=device)
+    Args:
+        rule: of the main figures.
+        thresholds: K, rising.
+        at_center: the background is decided center by center, and its scores at each threshold are K more columns.
+    """
 
-    def add(
-        self, truth_HW: Tensor, background_Khw: Tensor, classes_Chw: Tensor, size: tuple[int, int]
-    ) -> None:
+    def __init__(self, rule: PixelRule, thresholds: Sequence[float], *, at_center: bool) -> None:
+        device = rule.column_label_V.device
+        self._rule, self._at_center = rule, at_center
+        self._thresholds_K = torch.tensor(thresholds, device=device)
+        self._shape = rule.labels, rule.labels, len(thresholds) + 1
+        self._counts = torch.zeros(self._shape, dtype=torch.int64, device=device).flatten()
+
+    def add(self, truth_HW: Tensor, main: Cells, background: Cells, size: tuple[int, int]) -> None:
         """Count one image.
 
         Args:
             truth_HW: labels 0..C-1, ``IGNORE`` where none is asked.
-            background_Khw: the background's scores at each threshold, averaged over the windows.
-            classes_Chw: the scores of the C - 1 classes.
+            main: the columns of the main figures.
+            background: K columns of the background's scores; none if pixels decide.
             size: (H, W) of ``truth_HW``.
         """
-        best_HW, label_HW = _best(classes_Chw, size)
-        left_HW = _foreground(background_Khw, best_HW, size)
-        index = (truth_HW * self._classes + label_HW + 1) * (self._thresholds + 1) + left_HW
-        counted = truth_HW != IGNORE
-        index = torch.where(counted, index, 0).flatten()
-        self._counts.scatter_add_(0, index, counted.flatten().long())
+        given_up_C = given_up(main, self._rule, size)
+        columns = main.values_UV.shape[1]
+        both = Cells(main.cell_hw, torch.cat([main.values_UV, background.values_UV], dim=1))
+
+        def place(values_PX: Tensor) -> Tensor:
+            label_P, left_P = self._best(values_PX[:, :columns], values_PX[:, columns:], given_up_C)
+            return label_P * self._shape[2] + left_P
+
+        index_HW = truth_HW * (self._shape[1] * self._shape[2]) + spread(both, size, place)
+        counted = truth_HW.flatten() != IGNORE
+        self._counts.scatter_add_(0, torch.where(counted, index_HW.flatten(), 0), counted.long())
+
+    def _best(
+        self, values_PV: Tensor, background_PK: Tensor, given_up_C: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Best class of each pixel, and at how many thresholds it is not background; as ``PixelRule.best`` has it."""
+        labels_V = self._rule.column_label_V
+        if self._at_center:  # column 0 is the background at the protocol's own threshold
+            values_PV, labels_V = values_PV[:, 1:], labels_V[1:]
+        offered_PV = values_PV
+        if given_up_C is not None:
+            offered_PV = values_PV.masked_fill(given_up_C[labels_V], float("-inf"))
+        value_P, column_P = offered_PV.max(dim=-1)
+        if self._at_center:
+            left_P = (background_PK < value_P[:, None]).sum(-1)
+        else:
+            if self._rule.logit_scale is not None:
+                whole_P = (self._rule.logit_scale * values_PV).logsumexp(dim=-1)
+                value_P = (self._rule.logit_scale * value_P - whole_P).exp()
+            left_P = (value_P[:, None] >= self._thresholds_K).sum(-1)
+        return labels_V[column_P], left_P
 
     def counts(self) -> NDArray[np.int64]:
-        """int64 [C, C, K + 1]: pixels by truth, best class (0 never) and number of thresholds."""
-        shape = (self._classes, self._classes, self._thresholds + 1)
-        return np.asarray(self._counts.cpu().numpy().reshape(shape))
-
-
-def _best(scores_Chw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Best score and its class for each pixel at ``size``; a few classes upsampled at a time."""
-    best_HW = scores_Chw.new_zeros(size)
-    label_HW = torch.zeros(size, dtype=torch.long, device=scores_Chw.device)
-    at_once = _at_once(size)
-    for start in range(0, len(scores_Chw), at_once):
-        values_HW, index_HW = resize_scores(scores_Chw[start : start + at_once], size).max(dim=0)
-        better_HW = values_HW > best_HW
-        label_HW = torch.where(better_HW, index_HW + start, label_HW)
-        best_HW = torch.where(better_HW, values_HW, best_HW)
-    return best_HW, label_HW
-
-
-def _foreground(background_Khw: Tensor, best_HW: Tensor, size: tuple[int, int]) -> Tensor:
-    """int64 [H, W]: at how many thresholds a pixel is not background."""
-    # Centers are few, so most thresholds give the map of the one before.
-    changed = (background_Khw[1:] != background_Khw[:-1]).flatten(1).any(dim=1)
-    starts = [0, *((changed.nonzero()[:, 0] + 1).tolist())]
-    lengths = torch.tensor(
-        [end - start for start, end in zip(starts, [*starts[1:], len(background_Khw)], strict=True)],
-        device=best_HW.device,
-    )
-    left_HW = torch.zeros(size, dtype=torch.long, device=best_HW.device)
-    at_once = _at_once(size)
-    for first in range(0, len(starts), at_once):
-        part_KHW = resize_scores(background_Khw[starts[first : first + at_once]], size)
-        left_HW += ((part_KHW < best_HW) * lengths[first : first + at_once, None, None]).sum(0)
-    return left_HW
-
-
-def _at_once(size: tuple[int, int]) -> int:
-    return max(_BYTES // (8 * size[0] * size[1]), 1)
+        """int64 [C, C, K + 1]: pixels by truth, best class and number of thresholds."""
+        return np.asarray(self._counts.cpu().numpy().reshape(self._shape))
 
 
 def curve(counts_CCK: NDArray[np.int64], thresholds: Sequence[float]) -> tuple[ThresholdPoint, ...]:
