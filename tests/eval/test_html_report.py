@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segclip.eval.datasets import open_dataset, voc_layout
+from segclip.eval.datasets import open_dataset
 from segclip.eval.evaluate import evaluate
 from segclip.eval.html_report import write_report
 from segclip.eval.outputs import write_outputs
@@ -49,9 +49,9 @@ def many_classes(model, tmp_path_factory, write_voc, pictures) -> Path:
         (f"picture_{n}", pictures(48, 64, n), random.integers(0, 160, (6, 8)).repeat(8, 0).repeat(8, 1))
         for n in range(3)
     ]
-    write_voc(root, pairs)
-    dataset = voc_layout("many", root, tuple(names), has_background=False)
-    protocol = SCENES.model_validate({**SCENES.model_dump(), "datasets": {"many": {"background": "none"}}})
+    write_voc(root, pairs, names)
+    dataset = open_dataset("scenes", root)
+    protocol = SCENES.model_validate({**SCENES.model_dump(), "datasets": {"scenes": {"background": "none"}}})
     points = tuple(ThresholdPoint(each / 10, each / 20) for each in range(1, 10))
     result = dataclasses.replace(
         evaluate(model, dataset, protocol),
