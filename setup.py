@@ -49,7 +49,7 @@ setup(
         "torch>=2.11,<3",
         "torchvision>=0.26,<0.30",
         "deepspeed>=0.19.6,<0.20",
-        "timm>=1.0.20,<2",
+        "timm>=1.0.25,<2",
         "open_clip_torch>=3.2,<4",
         "regex>=2024.5",  # versions are dates: no upper bound means anything
         "webdataset>=1.0,<2",
