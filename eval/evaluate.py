@@ -70,7 +70,8 @@ def build_scorer(
     if dataset.has_background and rule.background == "none":
         raise ValueError(
             f"data set {dataset.name!r} has a background class, but protocol {protocol.name!r} gives no "
-            "background rule for it"
+            f"background rule for it: in a copy of it, list under `datasets` {dataset.name!r} with `background` and "
+            "its `threshold` or `background_words`"
         )
     if not dataset.has_background and rule.background != "none":
         raise ValueError(

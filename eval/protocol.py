@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segclip.console import nearest
+from segclip.eval.published import DATASETS
 from segclip.eval.templates import template_set
 
 __all__ = ["DatasetRule", "Geometry", "Normalisation", "Place", "Protocol", "load_protocol", "protocol_names"]
@@ -252,7 +253,13 @@ class Protocol(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def rule(self, dataset: str) -> DatasetRule:
-        """The rule for ``dataset``; ValueError when the protocol does not define one."""
+        """The rule for ``dataset``. One of the user's own that is not listed has its own words and no background.
+
+        Raises:
+            ValueError: the protocol says nothing about a published data set.
+        """
+        if dataset not in self.datasets and dataset not in DATASETS:
+            return DatasetRule()
         if dataset not in self.datasets:
             raise ValueError(
                 f"protocol {self.name!r} says nothing about data set {dataset!r}"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from segclip.eval.protocol import load_protocol, protocol_names
+from segclip.eval.protocol import DatasetRule, load_protocol, protocol_names
 
 VIT_B16 = SimpleNamespace(image_size=224, patch_size=16)
 TOY = SimpleNamespace(image_size=48, patch_size=6)
@@ -148,8 +148,12 @@ def test_unknown_names() -> None:
         load_protocol("segclp")
     with pytest.raises(ValueError, match=r"protocol file none\.yaml does not exist"):
         load_protocol("none.yaml")
-    with pytest.raises(ValueError, match=r"says nothing about data set 'voc12' \(did you mean 'voc21'\?\)"):
-        load_protocol("segclip").rule("voc12")
+    with pytest.raises(ValueError, match="says nothing about data set 'scenes'; it covers ade20k150, "):
+        load_protocol("segclip").rule("scenes")
+
+
+def test_data_sets_of_ones_own_have_their_own_words_and_no_background() -> None:
+    assert load_protocol("segclip").rule("garden") == DatasetRule()
 
 
 @pytest.mark.parametrize(
