@@ -163,14 +163,14 @@ def test_segment_takes_folders_patterns_and_a_file_of_classes(
     (tmp_path / "photos/one/notes.txt").write_text("no picture")
     (tmp_path / "classes.txt").write_text("# mine\ncat, kitten\n\nsand\n")
     wanted = ("--classes-file", "classes.txt", "--checkpoint", checkpoint, "--regions")
-    code, printed, _ = call(segment_cli, capsys, "photos/one", "photos/**/a.*", *wanted)
+    code, printed, _ = call(segment_cli, capsys, "photos/one", tmp_path / "photos/**/a.*", *wanted)
     assert code == 0
     assert "left out, no pictures by their ending: 1 files (notes.txt)" in printed
     # Each picture once, though the folder and the pattern both name photos/one/a.png.
     stems = sorted(path.stem for path in Path("segments").glob("*.json"))
     assert stems == ["B", "a", "a-2", "a-3"]
     content = json.loads(Path("segments/a-2.json").read_text())
-    assert content["image"] == "photos/one/deep/a.png"
+    assert content["image"] == str(tmp_path / "photos/one/deep/a.png")
     assert [each["words"] for each in content["classes"]] == [["cat", "kitten"], ["sand"]]
     with Image.open("segments/a_regions.png") as picture:
         assert max(picture.size) == 640

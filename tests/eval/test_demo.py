@@ -83,6 +83,8 @@ def test_a_picture_is_divided_and_the_threshold_moved(address, pictures, tmp_pat
         assert set(words) <= {"red circle", "cat", "sand", "blue <b>thing</b>"}
         shares = [float(re.search(r"([\d.]+) %", each)[1]) for each in legend.all_inner_texts()]
         assert sum(shares) == pytest.approx(100, abs=0.3)
+        # Red without a shade is what Gradio takes where it is told no colour.
+        assert "255, 0, 0" not in "".join(each.get_attribute("style") for each in legend.all())
         masks = page.locator("#result img.mask")
         assert masks.count() == len(words)
         # All that is drawn has arrived.
