@@ -88,7 +88,7 @@ def speed(images: int, turns: int, sizes: Sequence[tuple[int, int]]) -> dict[str
     from segclip.eval.protocol import load_protocol
     from segclip.eval.windows import resize
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     model = network()
     protocol = load_protocol("segclip")
     geometry = protocol.geometry(model.config, "coco_object")
@@ -178,7 +178,7 @@ def memory(name: str) -> dict[str, float]:
     from segclip.eval.segment import Segmenter
     from segclip.eval.windows import resize
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     model = network(patch_size=6 if name == "scenes" else 16)
     (picture,) = photos(1, *LARGE)
     protocol = load_protocol(name)
@@ -273,6 +273,11 @@ def photos(count: int, height: int, width: int, seed: int = 0) -> list[NDArray[n
         np.asarray(Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC))
         for each in photo_sets.photos(count, seed)
     ]
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def timed(work: Callable[[], object]) -> float:
