@@ -116,6 +116,16 @@ def test_columns_without_any_score_are_left_out_and_never_win() -> None:
     assert (nothing == 0).all()
 
 
+def test_a_label_that_is_given_up_holds_no_word_back() -> None:
+    """Label 2 is best in two small cells. Without it a background word is, which nowhere reaches as far."""
+    cell_hw = torch.tensor([[0] * 8 + [1, 2]])
+    values = torch.tensor([[0.0, 0.0, 0.9, 0.6], [0.0, 0.5, 0.2, 0.9], [0.0, 0.5, 0.2, 0.85]])
+    rule = PixelRule(torch.tensor([0, 0, 1, 2]), 3, logit_scale=5.0, smallest_share=0.3)
+    found = label_map(Cells(cell_hw, values), rule, (1, 40))
+    assert torch.equal(found, by_pixel(values.T[:, cell_hw], rule, (1, 40)))
+    assert found[0, 36] == 0  # between the two
+
+
 def test_of_equal_scores_the_lowest_label_wins() -> None:
     cell_hw = patchwork(4, 4, 3, 0)
     for rule in (PixelRule(torch.arange(6), 6), PixelRule(torch.arange(6), 6, logit_scale=40.0)):
