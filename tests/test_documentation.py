@@ -240,6 +240,8 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 )
 def test_yaml_blocks_are_read(block: Block) -> None:
     tree: dict[str, Any] = yaml.safe_load(block.text)
+    assert isinstance(tree, dict)
+    assert tree
     if set(tree) <= set(RunConfig.model_fields):
         whole = yaml.safe_load((ROOT / "configs" / "segclip_vit_b16.yaml").read_text(encoding="utf-8"))
         for section, values in tree.items():

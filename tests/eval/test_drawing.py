@@ -43,7 +43,12 @@ def test_background_is_not_tinted_and_ignored_pixels_are_hatched() -> None:
 
 def test_words_longer_than_the_picture_are_left_to_the_legend() -> None:
     image, label = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), int)
-    overlay(image, label, ("an endless name that fits on no picture at all " * 3,), COLOURS, side=100)
+    endless, short = (
+        np.asarray(overlay(image, label, (name,), COLOURS, side=100))
+        for name in ("an endless name that fits on no picture at all " * 3, "cat")
+    )
+    assert len(np.unique(endless.reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(short.reshape(-1, 3), axis=0)) > 1
 
 
 def test_legend_holds_every_name_within_its_width() -> None:
