@@ -36,11 +36,12 @@ setup(
     packages=[
         "segclip",
         *(f"segclip.{folder}" for folder in FOLDERS),
+        *(f"segclip.eval.{part}" for part in ("datasets", "reports")),
         *(f"segclip.configs.{kind}" for kind in ("protocols", "vocabularies")),
     ],
     package_data={
         "segclip": ["py.typed"],
-        "segclip.eval": ["*.html"],
+        "segclip.eval.reports": ["*.html"],
         "segclip.configs": ["*.yaml", "*.json", "cluster/*"],
         "segclip.configs.protocols": ["*.yaml"],
         "segclip.configs.vocabularies": ["*.yaml"],
@@ -107,7 +108,7 @@ setup(
             "segclip-shards = segclip.data_pipelines.cli:main",
             "segclip-eval = segclip.eval.run:main",
             "segclip-segment = segclip.eval.segment_cli:main",
-            "segclip-convert = segclip.eval.convert_cli:main",
+            "segclip-convert = segclip.eval.datasets.convert_cli:main",
             "segclip-demo = segclip.eval.demo:main",
             "segclip-export = segclip.trainer.export_cli:main",
             "segclip-checkpoints = segclip.trainer.checkpoints_cli:main",

@@ -13,8 +13,8 @@ from scipy.sparse import csr_matrix
 
 from segclip.eval.bootstrap import Figures, Resampling, figures, interval, per_image_sums
 from segclip.eval.counts import ImageCounts
-from segclip.eval.dataset_check import quick_check
-from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.datasets.check import quick_check
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.protocol import Protocol
 from segclip.eval.result import FORMAT, ClassResult, ImageResult, Result
 from segclip.eval.versions import versions

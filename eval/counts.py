@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from segclip.eval.boundary import boundary, boundary_width
-from segclip.eval.datasets import IGNORE
+from segclip.eval.datasets.dataset import IGNORE
 
 __all__ = ["ImageCounts", "Tally", "columns", "pair_counts", "read_counts"]
 

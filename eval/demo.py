@@ -210,8 +210,8 @@ def _divide(
     """
     import numpy as np
 
-    from segclip.eval.drawing import enlarge
-    from segclip.eval.images import read_image
+    from segclip.eval.datasets.images import read_image
+    from segclip.eval.reports.drawing import enlarge
     from segclip.eval.segment import Segmenter
     from segclip.eval.words import parse_classes
 

@@ -20,7 +20,7 @@ from segclip.console import progress as progress_bar
 from segclip.eval.bootstrap import Resampling
 from segclip.eval.conclude import Part, class_words, conclude
 from segclip.eval.counts import Tally
-from segclip.eval.datasets import Sample, SegmentationDataset
+from segclip.eval.datasets.dataset import Sample, SegmentationDataset
 from segclip.eval.inference import ClassScorer, Prediction, predict, scorer_words
 from segclip.eval.protocol import Geometry, Protocol
 from segclip.eval.result import ClassResult, ImageResult, Result

@@ -21,7 +21,7 @@ from segclip.console import nearest
 from segclip.eval.result import Result
 
 if TYPE_CHECKING:
-    from segclip.eval.datasets import SegmentationDataset
+    from segclip.eval.datasets.dataset import SegmentationDataset
     from segclip.eval.protocol import ModelSizes, Protocol
     from segclip.eval.ranks import Ranks
 
@@ -122,7 +122,7 @@ class _Plan:
 
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
-    from segclip.eval.datasets import open_dataset
+    from segclip.eval.datasets.dataset import open_dataset
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
 
@@ -214,7 +214,7 @@ def earlier_result(
 
     Images are compared by their names; that files of the same names were changed is not seen.
     """
-    from segclip.eval.dataset_check import quick_check
+    from segclip.eval.datasets.check import quick_check
     from segclip.eval.evaluate import class_words
 
     try:

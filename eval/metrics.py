@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segclip.eval.datasets import IGNORE
+from segclip.eval.datasets.dataset import IGNORE
 
 __all__ = ["class_accuracy", "class_iou", "confusion_matrix", "coverage", "mean_iou", "pixel_accuracy"]
 

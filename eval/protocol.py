@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segclip.console import nearest
-from segclip.eval.published import DATASETS
+from segclip.eval.datasets.published import DATASETS
 from segclip.eval.templates import template_set
 
 __all__ = ["DatasetRule", "Geometry", "Normalisation", "Place", "Protocol", "load_protocol", "protocol_names"]

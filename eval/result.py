@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from segclip.eval.counts import ImageCounts, read_counts
-from segclip.eval.dataset_check import DatasetCheck
+from segclip.eval.datasets.check import DatasetCheck
 
 __all__ = [
     "FORMAT",

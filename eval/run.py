@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from segclip.console import cli
-from segclip.eval.published import DATASETS
+from segclip.eval.datasets.published import DATASETS
 
 if TYPE_CHECKING:
-    from segclip.eval.datasets import SegmentationDataset
+    from segclip.eval.datasets.dataset import SegmentationDataset
     from segclip.eval.protocol import Protocol
     from segclip.eval.ranks import Ranks
     from segclip.eval.result import Result
@@ -157,12 +157,12 @@ class _Prepared:
 
 def _prepared(arguments: argparse.Namespace) -> _Prepared:
     """Cheap checks come first, so that a typing error costs no time."""
-    from segclip.eval.datasets import open_dataset
+    from segclip.eval.datasets.dataset import open_dataset
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
 
     if arguments.mlflow:
-        from segclip.eval.mlflow_log import check_store
+        from segclip.eval.reports.mlflow_log import check_store
 
         check_store(arguments.mlflow)
     protocol = load_protocol(arguments.protocol or ("scenes" if arguments.dataset == "scenes" else "segclip"))
@@ -239,8 +239,8 @@ def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegC
     """Print, write and, if that is asked for, record a result; returns the exit code."""
     from rich.console import Console
 
-    from segclip.eval.outputs import write_outputs
-    from segclip.eval.report import print_result
+    from segclip.eval.reports.outputs import write_outputs
+    from segclip.eval.reports.terminal import print_result
 
     console = Console()
     print_result(console, result)
@@ -256,7 +256,12 @@ def _show_and_write(arguments: argparse.Namespace, found: _Prepared, model: SegC
 
 def _record(arguments: argparse.Namespace, folder: Path, result: Result, files: list[Path]) -> int:
     """Exit code after recording the result in MLflow."""
-    from segclip.eval.mlflow_log import EXIT_NOT_RECORDED, NotRecorded, evaluation_store, log_evaluation
+    from segclip.eval.reports.mlflow_log import (
+        EXIT_NOT_RECORDED,
+        NotRecorded,
+        evaluation_store,
+        log_evaluation,
+    )
 
     store = evaluation_store(arguments.mlflow, folder)
     try:

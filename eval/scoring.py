@@ -13,7 +13,7 @@ from segclip.eval import thresholds as threshold_study
 from segclip.eval import vocabulary as word_study
 from segclip.eval.bootstrap import Resampling
 from segclip.eval.conclude import Part, conclude
-from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.evaluate import evaluate_part
 from segclip.eval.protocol import Protocol
 from segclip.eval.ranks import Ranks

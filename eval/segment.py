@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from segclip.eval.datasets.images import read_image, to_rgb
 from segclip.eval.evaluate import scorer_from_phrases
-from segclip.eval.images import read_image, to_rgb
 from segclip.eval.inference import predict
-from segclip.eval.palette import named_colours
 from segclip.eval.protocol import Protocol, load_protocol
+from segclip.eval.reports.palette import named_colours
 from segclip.eval.text import TextBank
 from segclip.eval.weights import default_protocol
 from segclip.eval.windows import resize

@@ -175,9 +175,9 @@ def _check_new(targets: Sequence[Path], regions: bool) -> None:
 
 def _one(segmenter: Segmenter, path: Path, target: Path, record: dict[str, object], *, regions: bool) -> str:
     """Segment one file and write what comes of it; returns the line to print."""
-    from segclip.eval.drawing import save_label_png
-    from segclip.eval.images import read_image
-    from segclip.eval.views import region_picture
+    from segclip.eval.datasets.images import read_image
+    from segclip.eval.reports.drawing import save_label_png
+    from segclip.eval.reports.views import region_picture
 
     image_HW3 = read_image(path, upright=True)
     found = segmenter(image_HW3)
@@ -225,7 +225,7 @@ def picture_with_legend(
     """The overlay above a legend of the words with the part of the picture each got."""
     from PIL import Image
 
-    from segclip.eval.drawing import PAPER, legend, overlay
+    from segclip.eval.reports.drawing import PAPER, legend, overlay
 
     has_background = found.names[0] == "background"
     tinted = overlay(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segclip.eval.cells import Cells, PixelRule, given_up, spread
-from segclip.eval.datasets import IGNORE, SegmentationDataset
+from segclip.eval.datasets.dataset import IGNORE, SegmentationDataset
 from segclip.eval.metrics import mean_iou
 from segclip.eval.protocol import Protocol
 from segclip.eval.result import Result, ThresholdPoint, ThresholdStudy

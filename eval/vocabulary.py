@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from segclip.console import nearest
 from segclip.eval.conclude import class_words
-from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.metrics import class_iou
 from segclip.eval.protocol import Protocol
 from segclip.eval.result import VocabularyStudy, VocabularyVariant

@@ -39,7 +39,7 @@ EXECUTED = {
     "segclip-doctor --config": ("tests/trainer/test_doctor.py", '"--config"'),
     "segclip-doctor memory": ("tests/trainer/test_doctor.py", '"memory"'),
     "segclip-doctor dataset": ("tests/trainer/test_doctor.py", '"dataset"'),
-    "segclip-convert": ("tests/eval/test_relabel.py", "convert_cli"),
+    "segclip-convert": ("tests/eval/datasets/test_relabel.py", "convert_cli"),
     "segclip-eval compare": ("tests/eval/test_compare.py", "compare"),
     "segclip-eval": ("tests/eval/test_command_lines.py", "segclip-eval"),
     "segclip-segment": ("tests/eval/test_command_lines.py", "segclip-segment"),
@@ -312,8 +312,8 @@ def test_the_map_names_files_that_exist() -> None:
 def messages() -> list[str]:
     """All texts of the programs, with ``…`` where they put something in."""
     texts = []
-    for folder in ("data_pipelines", "kernels", "models", "eval", "trainer", "src/segclip"):
-        for path in (ROOT / folder).glob("*.py"):
+    for folder in ("data_pipelines", "kernels", "models", "eval", "trainer", "src"):
+        for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     said = [

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from segclip.console import Finding, cli
-from segclip.eval.published import DATASETS
+from segclip.eval.datasets.published import DATASETS
 
 if TYPE_CHECKING:
-    from segclip.eval.dataset_doctor import DatasetReport
+    from segclip.eval.datasets.doctor import DatasetReport
     from segclip.trainer.config import RunConfig
     from segclip.trainer.memory import CardMemory
 
@@ -182,7 +182,7 @@ def _dataset(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from segclip.console import progress
-    from segclip.eval.dataset_doctor import check_dataset
+    from segclip.eval.datasets.doctor import check_dataset
 
     if arguments.processes < 1:
         raise ValueError(f"--processes must be at least 1, got {arguments.processes}")

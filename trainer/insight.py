@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from segclip.data_pipelines.samples import Batch
-from segclip.eval.drawing import overlay
 from segclip.eval.inference import patches_to_pixels
-from segclip.eval.palette import palette
+from segclip.eval.reports.drawing import overlay
+from segclip.eval.reports.palette import palette
 from segclip.kernels.contrastive import contrastive_loss
 from segclip.models.noise import KeyedNoise
 from segclip.models.segclip import SegCLIP

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from segclip.eval.datasets import SegmentationDataset, open_dataset
+from segclip.eval.datasets.dataset import SegmentationDataset, open_dataset
 from segclip.eval.evaluate import Part, Result, conclude, evaluate_part
-from segclip.eval.outputs import write_outputs
-from segclip.eval.pictures import spread
 from segclip.eval.protocol import Protocol, load_protocol
-from segclip.eval.report import summary_line
+from segclip.eval.reports.outputs import write_outputs
+from segclip.eval.reports.pictures import spread
+from segclip.eval.reports.terminal import summary_line
 from segclip.eval.weights import load_model
 from segclip.models.config import ModelConfig
 from segclip.models.segclip import SegCLIP

@@ -53,13 +53,14 @@ WHAT = {
 def _imports() -> dict[str, frozenset[str]]:
     """What each module imports at run time, names without ``segclip.``."""
     graph = grimp.build_graph("segclip", exclude_type_checking_imports=True, cache_dir=None)
+    packages = {module.rpartition(".")[0] for module in graph.modules}
     return {
         module.removeprefix("segclip."): frozenset(
             other.removeprefix("segclip.") for other in graph.find_modules_directly_imported_by(module)
         )
         for module in graph.modules
-        # Packages that hold no code, and the names that `segclip` itself hands out.
-        if module != "segclip" and not module.startswith("segclip.configs")
+        # Packages hold no code, but for the names that `segclip` itself hands out.
+        if module not in packages and not module.startswith("segclip.configs")
     }
 
 
@@ -135,12 +136,17 @@ def modules(package: str) -> str:
             drawing.arrow((x + width / 2, v + 22), (u + wide / 2, w), colour="#777", width=0.8, bend=gap)
     for module, (x, v, width) in places.items():
         drawing.box(x, v, width, 22, "white", "#777", 4)
-        drawing.text(x + width / 2, v + 11, module.rpartition(".")[2], size=12)
+        drawing.text(x + width / 2, v + 11, _label(module), size=12)
     return drawing.svg()
 
 
+def _label(module: str) -> str:
+    """Its name within its package."""
+    return module.partition(".")[2] or module
+
+
 def _width(module: str) -> float:
-    return 14 + 7.0 * len(module.rpartition(".")[2])
+    return 14 + 7.0 * len(_label(module))
 
 
 def _lines(layer: list[str], room: float) -> list[list[str]]:
@@ -156,7 +162,8 @@ def _lines(layer: list[str], room: float) -> list[list[str]]:
 def _within(members: set[str]) -> dict[str, set[str]]:
     """Imports between these modules; of two that import each other (one of them when it runs), the first by name."""
     edges = {
-        one: {other for other in _imports()[one] if other in members and other != one} for one in members
+        one: {other for other in _imports()[one] if other in members and other != one}
+        for one in sorted(members)
     }
     for one in sorted(edges):
         for other in sorted(edges[one]):

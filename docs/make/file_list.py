@@ -8,7 +8,10 @@ from pathlib import Path
 __all__ = ["first_sentence", "page"]
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("data_pipelines", "kernels", "models", "eval", "trainer", "src/segclip", "benchmarks", "docs/make")
+FOLDERS = (
+    "data_pipelines", "kernels", "models", "eval", "eval/datasets", "eval/reports", "trainer", "src/segclip",
+    "benchmarks", "docs/make",
+)  # fmt: skip
 HEAD = """# Every file
 
 With the first sentence that it says of itself. [The map](index.md#map) has the main ones.

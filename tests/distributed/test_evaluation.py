@@ -12,10 +12,10 @@ import torch
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
 from segclip.eval import run
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate
-from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
+from segclip.eval.reports.pictures import spread
 from segclip.eval.weights import load_model, weights_sha256
 from segclip.trainer.export_cli import open_checkpoint
 from segclip.trainer.train_state import read_state

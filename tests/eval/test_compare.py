@@ -14,7 +14,7 @@ from segclip.eval import run
 from segclip.eval.compare import compare
 from segclip.eval.conclude import Part, conclude
 from segclip.eval.counts import ImageCounts, columns
-from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.protocol import load_protocol
 from segclip.eval.result import Result
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import build_scorer, evaluate, predict_dataset
-from segclip.eval.outputs import write_outputs
-from segclip.eval.pictures import spread
 from segclip.eval.protocol import load_protocol
-from segclip.eval.report import class_table, print_result, summary_line
+from segclip.eval.reports.outputs import write_outputs
+from segclip.eval.reports.pictures import spread
+from segclip.eval.reports.terminal import class_table, print_result, summary_line
 
 SCENES = load_protocol("scenes")
 

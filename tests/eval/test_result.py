@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segclip.eval.bootstrap import Resampling
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate
 from segclip.eval.protocol import load_protocol
 from segclip.eval.result import Result

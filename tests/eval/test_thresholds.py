@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate, evaluate_part
 from segclip.eval.protocol import load_protocol
 from segclip.eval.result import ThresholdPoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate, evaluate_part
 from segclip.eval.protocol import load_protocol
 from segclip.eval.scoring import Task, score
@@ -71,7 +71,7 @@ def variants_of_two():
 
 
 def test_the_words_that_come_with_the_package_cover_voc() -> None:
-    from segclip.eval.class_lists import VOC
+    from segclip.eval.datasets.class_lists import VOC
 
     words = load_vocabulary()
     assert set(words.synonyms) == set(VOC)

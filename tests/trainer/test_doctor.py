@@ -206,7 +206,7 @@ def test_what_the_command_refuses(words: list[str], told: str, capsys: pytest.Ca
 
 
 def test_the_doctor_reads_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command line; what it finds is tested with ``segclip.eval.dataset_doctor``."""
+    """The command line; what it finds is tested with ``segclip.eval.datasets.doctor``."""
     write_image(tmp_path / "images" / "val" / "a.jpg", 2, 3)
     write_label(tmp_path / "labels" / "val" / "a.png", np.array([[0, 1, 1], [1, 1, 1]]))
     path = tmp_path / "own.yaml"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.eval.images import read_image, read_label
+from segclip.eval.datasets.images import read_image, read_label
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000])

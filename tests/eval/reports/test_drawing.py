@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.eval.drawing import INK, legend, overlay, save_label_png
-from segclip.eval.palette import palette
+from segclip.eval.reports.drawing import INK, legend, overlay, save_label_png
+from segclip.eval.reports.palette import palette
 
 COLOURS = palette(3)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage  # type: ignore[import-untyped,unused-ignore]
 
-from segclip.eval.datasets import IGNORE
-from segclip.eval.palette import Colour, readable_on
+from segclip.eval.datasets.dataset import IGNORE
+from segclip.eval.reports.palette import Colour, readable_on
 
 __all__ = ["INK", "PAPER", "enlarge", "font", "legend", "overlay", "save_label_png"]
 

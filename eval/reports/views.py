@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.drawing import enlarge, overlay
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.evaluate import predict_dataset
 from segclip.eval.metrics import confusion_matrix, mean_iou
-from segclip.eval.palette import Colour, named_colours, palette
 from segclip.eval.protocol import Protocol
+from segclip.eval.reports.drawing import enlarge, overlay
+from segclip.eval.reports.palette import Colour, named_colours, palette
 from segclip.models.segclip import SegCLIP
 
 __all__ = ["View", "class_colours", "make_views", "region_picture"]

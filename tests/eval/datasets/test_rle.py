@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from segclip.eval.rle import decode_mask, run_lengths
+from segclip.eval.datasets.rle import decode_mask, run_lengths
 
 
 def ring() -> np.ndarray:

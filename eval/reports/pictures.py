@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.drawing import INK, PAPER, font, legend
-from segclip.eval.palette import Colour
+from segclip.eval.datasets.dataset import SegmentationDataset
+from segclip.eval.reports.drawing import INK, PAPER, font, legend
+from segclip.eval.reports.palette import Colour
+from segclip.eval.reports.views import View, class_colours
 from segclip.eval.result import Result
-from segclip.eval.views import View, class_colours
 
 __all__ = ["Chosen", "choose", "confusion_picture", "overlay_page", "spread", "write_pictures"]
 

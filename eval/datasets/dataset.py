@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segclip.console import nearest
-from segclip.eval import layouts
-from segclip.eval.folder_sets import is_folder_set, load_folder_set
-from segclip.eval.images import read_image, read_label
-from segclip.eval.layouts import Files, find_base, locate
-from segclip.eval.published import DATASETS, PUBLISHED
+from segclip.eval.datasets import layouts
+from segclip.eval.datasets.folder_sets import is_folder_set, load_folder_set
+from segclip.eval.datasets.images import read_image, read_label
+from segclip.eval.datasets.layouts import Files, find_base, locate
+from segclip.eval.datasets.published import DATASETS, PUBLISHED
 
 __all__ = [
     "DATASETS", "IGNORE", "LabelValueError", "Sample", "SegmentationDataset", "describe", "open_dataset",
@@ -224,7 +224,7 @@ def open_dataset(name: str, root: str | Path | None = None, split: str = "val") 
     """The data set called ``name`` under ``root``, every image and label of it there.
 
     Args:
-        name: one of ``DATASETS``, or the path of a YAML file (``segclip.eval.folder_sets``).
+        name: one of ``DATASETS``, or the path of a YAML file (``segclip.eval.datasets.folder_sets``).
         root: folder it lies in; a YAML file says its own where this is None.
         split: name of the list of images.
 

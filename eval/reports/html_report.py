@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
-from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.palette import Colour
-from segclip.eval.pictures import Chosen
+from segclip.eval.datasets.dataset import SegmentationDataset
+from segclip.eval.reports.palette import Colour
+from segclip.eval.reports.pictures import Chosen
+from segclip.eval.reports.views import View, class_colours
 from segclip.eval.result import Interval, Result
-from segclip.eval.views import View, class_colours
 
 __all__ = ["write_report"]
 
@@ -93,7 +93,7 @@ def write_report(
 @lru_cache(maxsize=1)
 def _template() -> Template:
     page = Environment(
-        loader=PackageLoader("segclip.eval", "."),
+        loader=PackageLoader("segclip.eval.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from segclip.eval.class_lists import COCO_NAMES, COCO_OBJECT, COCO_STUFF, CONTEXT, coco_train_ids
-from segclip.eval.dataset_check import quick_check
-from segclip.eval.datasets import open_dataset, reduce_zero_label
-from segclip.eval.published import DATASETS, PUBLISHED
+from segclip.eval.datasets.check import quick_check
+from segclip.eval.datasets.class_lists import COCO_NAMES, COCO_OBJECT, COCO_STUFF, CONTEXT, coco_train_ids
+from segclip.eval.datasets.dataset import open_dataset, reduce_zero_label
+from segclip.eval.datasets.published import DATASETS, PUBLISHED
 from tests.eval.published_files import (
     CLASSES,
     COUNTED_FROM_ONE,

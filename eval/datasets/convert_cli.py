@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 from segclip.console import cli
 
 if TYPE_CHECKING:
-    from segclip.eval.label_files import Converted
+    from segclip.eval.datasets.label_files import Converted
 
 __all__ = ["build_parser", "main"]
 
-# Their tables are in segclip.eval.relabel, whose import is not worth waiting for here.
+# Their tables are in segclip.eval.datasets.relabel, whose import is not worth waiting for here.
 RELABELLED = {
     "coco-object": "COCO-Object's *_instanceTrainIds.png from COCO-Stuff's maps",
     "coco-stuff": "COCO-Stuff's *_labelTrainIds.png from its maps",
@@ -56,14 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks."""
     done: list[Converted]
     if arguments.command == "context":
-        from segclip.eval.context_labels import convert_context
+        from segclip.eval.datasets.context_labels import convert_context
 
         done = convert_context(
             arguments.root, arguments.json, arguments.splits,
             processes=arguments.processes, overwrite=arguments.overwrite,
         )  # fmt: skip
     else:
-        from segclip.eval.relabel import relabel_set
+        from segclip.eval.datasets.relabel import relabel_set
 
         done = relabel_set(
             arguments.command, arguments.root, arguments.splits,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segclip.eval.datasets import SegmentationDataset
-from segclip.eval.html_report import write_report
-from segclip.eval.pictures import choose, write_pictures
+from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.protocol import Protocol
+from segclip.eval.reports.html_report import write_report
+from segclip.eval.reports.pictures import choose, write_pictures
+from segclip.eval.reports.views import make_views
 from segclip.eval.result import Result
 from segclip.eval.thresholds import threshold_picture
-from segclip.eval.views import make_views
 from segclip.models.segclip import SegCLIP
 
 __all__ = ["write_outputs"]

@@ -6,8 +6,8 @@ import hashlib
 import json
 from dataclasses import replace
 
-from segclip.eval.dataset_check import quick_check
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.check import quick_check
+from segclip.eval.datasets.dataset import open_dataset
 
 
 def test_the_identity_of_a_split(scenes_root) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segclip.eval.palette import distances, named_colours, palette, readable_on
+from segclip.eval.reports.palette import distances, named_colours, palette, readable_on
 
 
 def least(colours) -> float:

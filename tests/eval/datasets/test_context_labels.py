@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.eval.class_lists import CONTEXT
-from segclip.eval.context_labels import CONTEXT_IDS, convert_context, paint
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.class_lists import CONTEXT
+from segclip.eval.datasets.context_labels import CONTEXT_IDS, convert_context, paint
+from segclip.eval.datasets.dataset import open_dataset
 from tests.eval.published_files import write_image
 
 

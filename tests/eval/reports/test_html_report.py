@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate
-from segclip.eval.html_report import write_report
-from segclip.eval.outputs import write_outputs
-from segclip.eval.pictures import choose
 from segclip.eval.protocol import load_protocol
+from segclip.eval.reports.html_report import write_report
+from segclip.eval.reports.outputs import write_outputs
+from segclip.eval.reports.pictures import choose
+from segclip.eval.reports.views import make_views
 from segclip.eval.result import ThresholdPoint, ThresholdStudy, VocabularyStudy, VocabularyVariant
-from segclip.eval.views import make_views
 from tests.browser import open_page
 
 SCENES = load_protocol("scenes")

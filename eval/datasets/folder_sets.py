@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from segclip.console import nearest
-from segclip.eval.layouts import Layout
+from segclip.eval.datasets.layouts import Layout
 
 __all__ = ["FolderSet", "is_folder_set", "load_folder_set"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from segclip.eval import class_lists, layouts
-from segclip.eval.layouts import Layout
+from segclip.eval.datasets import class_lists, layouts
+from segclip.eval.datasets.layouts import Layout
 
 __all__ = ["DATASETS", "PUBLISHED", "Published"]
 

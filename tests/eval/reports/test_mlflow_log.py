@@ -10,10 +10,10 @@ import pytest
 from mlflow import MlflowClient
 
 from segclip.eval import run
-from segclip.eval.datasets import open_dataset
+from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate
-from segclip.eval.mlflow_log import EXIT_NOT_RECORDED, NotRecorded, evaluation_store, log_evaluation
 from segclip.eval.protocol import load_protocol
+from segclip.eval.reports.mlflow_log import EXIT_NOT_RECORDED, NotRecorded, evaluation_store, log_evaluation
 from segclip.eval.result import Result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

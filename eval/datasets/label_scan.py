@@ -11,7 +11,7 @@ import numpy as np
 
 from segclip.console import one_line
 from segclip.data_pipelines.processes import Tick
-from segclip.eval.images import image_mode, read_image, read_label
+from segclip.eval.datasets.images import image_mode, read_image, read_label
 
 __all__ = ["Entry", "Scan", "scan"]
 

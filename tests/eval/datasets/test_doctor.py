@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from segclip.data_pipelines.voc import voc_palette
-from segclip.eval import dataset_doctor
-from segclip.eval.dataset_doctor import check_dataset
-from segclip.eval.published import PUBLISHED
+from segclip.eval.datasets import doctor
+from segclip.eval.datasets.doctor import check_dataset
+from segclip.eval.datasets.published import PUBLISHED
 from tests.eval.published_files import (
     CLASSES,
     COUNTED_FROM_ONE,
@@ -231,7 +231,7 @@ def test_forgotten_reduce_zero_label(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_several_processes_find_the_same(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(dataset_doctor, "A_TASK", 2)
+    monkeypatch.setattr(doctor, "A_TASK", 2)
     write_published(tmp_path, "voc21")
     label_file(tmp_path, "voc21", 1).write_bytes(b"no image")
     ticks = []

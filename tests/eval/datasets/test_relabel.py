@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.eval.class_lists import COCO_NAMES, COCO_OBJECT, COCO_STUFF
-from segclip.eval.convert_cli import RELABELLED, build_parser, main
-from segclip.eval.datasets import open_dataset
-from segclip.eval.relabel import RELABELLINGS, relabel_set
+from segclip.eval.datasets.class_lists import COCO_NAMES, COCO_OBJECT, COCO_STUFF
+from segclip.eval.datasets.convert_cli import RELABELLED, build_parser, main
+from segclip.eval.datasets.dataset import open_dataset
+from segclip.eval.datasets.relabel import RELABELLINGS, relabel_set
 from tests.eval.published_files import write_image, write_label
 
 KEYS = ("000000000139", "000000000285")

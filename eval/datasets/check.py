@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segclip.eval.datasets import SegmentationDataset
+from segclip.eval.datasets.dataset import SegmentationDataset
 
 __all__ = ["DatasetCheck", "quick_check"]
 
