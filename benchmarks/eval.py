@@ -87,8 +87,10 @@ def speed(images: int, turns: int, sizes: Sequence[tuple[int, int]]) -> dict[str
     from segclip.eval.inference import predict
     from segclip.eval.protocol import load_protocol
     from segclip.eval.windows import resize
+    from segclip.heap import keep_freed_memory
 
     torch.set_num_threads(cores())
+    keep_freed_memory()  # as segclip-eval does
     model = network()
     protocol = load_protocol("segclip")
     geometry = protocol.geometry(model.config, "coco_object")
@@ -177,8 +179,11 @@ def memory(name: str) -> dict[str, float]:
     from segclip.eval.protocol import load_protocol
     from segclip.eval.segment import Segmenter
     from segclip.eval.windows import resize
+    from segclip.heap import keep_freed_memory
 
     torch.set_num_threads(cores())
+    if name != "photo":
+        keep_freed_memory()
     model = network(patch_size=6 if name == "scenes" else 16)
     (picture,) = photos(1, *LARGE)
     protocol = load_protocol(name)

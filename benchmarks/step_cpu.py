@@ -188,7 +188,6 @@ def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: fl
     from segclip.models.flops import training_flops
 
     keep_freed_memory()  # as the trainer does
-
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     dtype = getattr(torch, dtype_name)

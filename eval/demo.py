@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from segclip.console import UserError, cli, one_line
+from segclip.eval.options import add_network
 
 if TYPE_CHECKING:
     from segclip.eval.protocol import Protocol
@@ -27,19 +28,7 @@ _BACKGROUNDS = {"every pixel gets a word": None, "threshold": "threshold", "othe
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="segclip-demo", description=__doc__.split(": ", 1)[1])
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        help="export folder, run folder or segclip.bin (default: what make quickstart trained here)",
-    )
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME",
-        help="name or YAML file (default: the one the checkpoint was exported with, else photo)",
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
+    add_network(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",

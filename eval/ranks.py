@@ -22,10 +22,12 @@ from torch import Tensor
 
 from segclip.console import EXIT_USER_ERROR, UserError, one_line
 from segclip.eval.weights import LoadedModel, pick_device
+from segclip.heap import keep_freed_memory
 from segclip.models.segclip import SegCLIP
+from segclip.rank_errors import RankError, raise_first
 from segclip.rendezvous import Greeting, interface_towards, meet
 
-__all__ = ["LOST", "RankError", "Ranks", "join", "on_ranks"]
+__all__ = ["LOST", "Ranks", "join", "on_ranks"]
 
 Value = TypeVar("Value")
 
@@ -38,14 +40,6 @@ _LOOK_SECONDS = 1.0
 # Longer than the one that failed needs to say why: the launcher ends all as soon as one has exited.
 _GRACE_SECONDS = 5.0
 _FAILED = "failed"
-
-
-class RankError(UserError):
-    """An error on some rank, raised on all: ``is_reporter`` tells the one that should print it."""
-
-    def __init__(self, message: str, is_reporter: bool) -> None:
-        super().__init__(message)
-        self.is_reporter = is_reporter
 
 
 class PartnerLost(RuntimeError):
@@ -108,13 +102,7 @@ class Ranks:
             self.store.set(_FAILED, str(self.rank))
             raise
         own = None if caught is None or isinstance(caught, PartnerLost) else one_line(caught)
-        problems = self.gather(own)
-        failing = [rank for rank, text in enumerate(problems) if text is not None]
-        if failing:
-            first = failing[0]
-            everywhere = all(text == problems[first] for text in problems)
-            prefix = "" if everywhere else f"rank {first}: "
-            raise RankError(f"{prefix}{problems[first]}", is_reporter=self.rank == first) from caught
+        raise_first(self.gather(own), self.rank, caught)
         if caught is not None:
             raise caught
         return result  # type: ignore[return-value]
@@ -167,6 +155,8 @@ def join(device: str = "auto", *, meeting_seconds: float = _MEETING_SECONDS) -> 
     if own.type == "cpu" and ("OMP_NUM_THREADS" not in os.environ or here > 1):
         # The ranks of one host share its cores.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    if own.type == "cpu":
+        keep_freed_memory()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
         raise ValueError(

@@ -213,10 +213,14 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
 
     from segclip.eval.scoring import score
     from segclip.eval.weights import load_model, pick_device
+    from segclip.heap import keep_freed_memory
 
     if ranks is None:
         task = _task(arguments, found)
-        loaded = load_model(found.checkpoint, pick_device(arguments.device))
+        device = pick_device(arguments.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        loaded = load_model(found.checkpoint, device)
         found.folder.mkdir(parents=True, exist_ok=True)
         result = score(task, loaded.model, progress=True)
         return _show_and_write(arguments, found, loaded.model, result)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from segclip.console import EXIT_USER_ERROR, cli, one_line, progress
+from segclip.eval.options import add_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='such as "red circle" sand; synonyms with commas between them: "cat,kitten"',
     )
     words.add_argument("--classes-file", metavar="FILE", help="the same from a text file, one class a line")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        help="export folder, run folder or segclip.bin (default: what make quickstart trained here)",
-    )
+    add_network(parser)
     parser.add_argument(
         "--out", default="segments", metavar="DIR", help="folder for what is written (default: segments)"
     )
@@ -72,14 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="WORD",
         help="for --background words, in place of the common ones",
-    )
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME",
-        help="name or YAML file (default: the one the checkpoint was exported with, else photo)",
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
     return parser
 

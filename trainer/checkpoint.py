@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 
 from segclip.console import one_line
 from segclip.data_pipelines.store import normalise_url
-from segclip.trainer.distributed import RankError, Ranks, agreed, broadcast
+from segclip.rank_errors import RankError
+from segclip.trainer.distributed import Ranks, agreed, broadcast
 from segclip.trainer.other_ranks import check_stage, load_for_other_ranks, remove_joined
 from segclip.trainer.retention import Retention
 from segclip.trainer.train_state import STATE, TrainState, read_state

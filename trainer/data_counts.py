@@ -12,7 +12,8 @@ import torch.distributed as dist
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import BatchStream
 from segclip.data_pipelines.quarantine import check_budget
-from segclip.trainer.distributed import RankError, Ranks
+from segclip.rank_errors import RankError
+from segclip.trainer.distributed import Ranks
 from segclip.trainer.train_state import TrainState
 
 __all__ = ["DataCounts", "check_data", "count_data", "data_rates"]

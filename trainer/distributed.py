@@ -15,10 +15,11 @@ import torch.distributed as dist
 
 from segclip.console import UserError, one_line
 from segclip.heap import keep_freed_memory
+from segclip.rank_errors import RankError, raise_first
 from segclip.rendezvous import Greeting, interface_towards, meet
 from segclip.trainer.watch import Watch
 
-__all__ = ["RankError", "Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
+__all__ = ["Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
 
 Value = TypeVar("Value")
 # For work of one rank that takes as long as it takes, such as scoring on a large data set.
@@ -39,14 +40,6 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
-
-
-class RankError(UserError):
-    """An error on some rank, raised on all: ``is_reporter`` tells the one rank that should print it."""
-
-    def __init__(self, message: str, is_reporter: bool) -> None:
-        super().__init__(message)
-        self.is_reporter = is_reporter
 
 
 def start(
@@ -165,12 +158,7 @@ def agreed(ranks: Ranks, work: Callable[[], Value], group: Any = None) -> Value:
         caught = error
     problems: list[str | None] = [None] * ranks.world_size
     dist.all_gather_object(problems, None if caught is None else one_line(caught), group=group)
-    failing = [rank for rank, text in enumerate(problems) if text is not None]
-    if failing:
-        first = failing[0]
-        same = all(problems[rank] == problems[first] for rank in range(ranks.world_size))
-        prefix = "" if same else f"rank {first}: "
-        raise RankError(f"{prefix}{problems[first]}", is_reporter=ranks.rank == first) from caught
+    raise_first(problems, ranks.rank, caught)
     return result  # type: ignore[return-value]
 
 

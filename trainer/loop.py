@@ -12,12 +12,13 @@ import yaml
 
 from segclip.code_version import git_commit
 from segclip.console import UserError
+from segclip.rank_errors import RankError
 from segclip.trainer.checkpoint_upload import Uploads
 from segclip.trainer.checkpoint_writer import CheckpointWriter
 from segclip.trainer.conclusion import conclude
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
-from segclip.trainer.distributed import RankError, Ranks, agreed, broadcast, on_first
+from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import set_learning_rates
 from segclip.trainer.faults import fail_at
 from segclip.trainer.insight import look

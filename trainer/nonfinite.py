@@ -10,8 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from segclip.rank_errors import RankError
 from segclip.trainer.checkpoint import find_latest
-from segclip.trainer.distributed import RankError, Ranks
+from segclip.trainer.distributed import Ranks
 from segclip.trainer.engine import loss_scale
 
 __all__ = ["SkippedSteps", "step_health"]

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
 
     from segclip.console import UserError, one_line
-    from segclip.trainer.distributed import RankError
+    from segclip.rank_errors import RankError
     from segclip.trainer.stopping import ASKED, StopAsked
     from segclip.trainer.watch import LOST
 

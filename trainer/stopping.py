@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
-from segclip.trainer.distributed import LONGEST_WAIT, RankError, Ranks
+from segclip.rank_errors import RankError
+from segclip.trainer.distributed import LONGEST_WAIT, Ranks
 from segclip.trainer.watch import doing
 
 __all__ = ["ASKED", "StopAsked", "Stopping"]

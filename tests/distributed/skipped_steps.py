@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from segclip.rank_errors import RankError
 from segclip.trainer import loop
 from segclip.trainer.config import load_run_config
-from segclip.trainer.distributed import RankError, start
+from segclip.trainer.distributed import start
 
 SPOILT = "vision.aggregation.centers"
 

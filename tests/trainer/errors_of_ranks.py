@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from segclip.trainer.distributed import RankError, Ranks, agreed, on_first
+from segclip.rank_errors import RankError
+from segclip.trainer.distributed import Ranks, agreed, on_first
 from segclip.trainer.run import _lost_peer
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from segclip.rank_errors import RankError
 from segclip.trainer.checkpoint import CheckpointConfig
 from segclip.trainer.checkpoint_store import newest, send
 from segclip.trainer.checkpoint_upload import restored
 from segclip.trainer.config import RunConfig
-from segclip.trainer.distributed import RankError, Ranks
+from segclip.trainer.distributed import Ranks
 from segclip.trainer.retention import Retention
 from tests.distributed.conftest import SMALL
 from tests.trainer.checkpoint_files import write_checkpoint
