@@ -19,6 +19,9 @@ from benchmarks.promised import PROMISES, committed_figures, found, with_figures
 from docs.make.command_lines import parsers, subparsers
 from docs.make.tiling import DRAWINGS
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
+from segclip.eval.datasets.folder_sets import load_folder_set
+from segclip.eval.protocol import load_protocol
+from segclip.eval.vocabulary import load_vocabulary
 from segclip.models.checkpoint import export
 from segclip.trainer.config import RunConfig, load_run_config
 
@@ -238,11 +241,18 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 @pytest.mark.parametrize(
     "block", [each for each in BLOCKS if each.language == "yaml"], ids=lambda each: each.page
 )
-def test_yaml_blocks_are_read(block: Block) -> None:
+def test_yaml_blocks_are_read(block: Block, tmp_path: Path) -> None:
+    """By what reads such a file when a user writes one."""
+    path = tmp_path / "block.yaml"
+    path.write_text(block.text, encoding="utf-8")
     tree: dict[str, Any] = yaml.safe_load(block.text)
-    assert isinstance(tree, dict)
-    assert tree
-    if set(tree) <= set(RunConfig.model_fields):
+    if "classes" in tree:
+        assert len(load_folder_set(path).classes) == len(tree["classes"])
+    elif "synonyms" in tree:
+        assert load_vocabulary(path).distractors == tuple(tree["distractors"])
+    elif "templates" in tree:
+        assert load_protocol(path).name == tree["name"]
+    else:
         whole = yaml.safe_load((ROOT / "configs" / "segclip_vit_b16.yaml").read_text(encoding="utf-8"))
         for section, values in tree.items():
             whole[section] = whole[section] | values
