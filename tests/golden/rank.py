@@ -1,7 +1,7 @@
 """One rank of the two-process test: a training pass and backward under DistributedDataParallel, results to a
 file.
 
-Arguments: rank, number of ranks, file for the rendezvous, file for the results.
+Argument: folder for the results, a file each.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    rank, world, rendezvous, results = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     spec = importlib.util.spec_from_file_location("golden_adapter", HERE / "adapter.py")
     assert spec is not None
     assert spec.loader is not None
@@ -41,7 +42,6 @@ def main() -> None:
             if f"/rank{rank}/" in key
         }
     )
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     model = DistributedDataParallel(adapter.model_of(cfg, state).train())
     out = adapter.train_pass(model, inputs, "image")
     contrastive = contrastive_loss(
@@ -55,7 +55,10 @@ def main() -> None:
         if parameter.grad is not None
     }
     np.savez(
-        results, loss_total=total.detach().numpy(), loss_contrastive=contrastive.detach().numpy(), **gradients
+        Path(sys.argv[1]) / f"rank{rank}.npz",
+        loss_total=total.detach().numpy(),
+        loss_contrastive=contrastive.detach().numpy(),
+        **gradients,
     )
     dist.destroy_process_group()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.ranks import start
 
 WORLD = 2
 
@@ -18,22 +17,8 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
     script = Path(__file__).with_name("rank.py")
     results = [folder / f"rank{rank}.npz" for rank in range(WORLD)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(WORLD), str(folder / "rendezvous"), str(result)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, result in enumerate(results)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    done = start(script, folder, ranks=WORLD).finish(300)
+    assert done.returncode == 0, done.stdout
     return [dict(np.load(result)) for result in results]
 
 

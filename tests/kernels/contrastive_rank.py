@@ -1,6 +1,6 @@
 """One rank of the contrastive loss's tests with real processes.
 
-Arguments: rank, number of ranks, file for the rendezvous, file for the results. Each rank takes part in groups of one,
+Argument: folder for the results, a file each. Every rank takes part in groups of one,
 two and all ranks, and saves for each its loss and gradients by either way of bringing ranks together, and what it did
 in which order.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -69,9 +70,9 @@ def watched() -> Iterator[list[str]]:
 
 def main() -> None:
     """Take part in every group."""
-    rank, world, rendezvous, results = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     found = {}
     for name, ranks in GROUPS.items():
         group = dist.new_group(ranks)
@@ -87,7 +88,7 @@ def main() -> None:
                         image[own], text[own], scale, table, group, ring
                     )
                 found[name, ring, "seen"] = seen
-    torch.save(found, results)
+    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.ranks import start
 
 SCRIPT = Path(__file__).with_name("contrastive_rank.py")
 WORLD = 4
@@ -27,22 +26,8 @@ def script():
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     results = [folder / f"{rank}.pt" for rank in range(WORLD)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(WORLD), str(folder / "rendezvous"), str(result)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, result in enumerate(results)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    done = start(SCRIPT, folder, ranks=WORLD).finish(300)
+    assert done.returncode == 0, done.stdout
     return [torch.load(result) for result in results]
 
 
