@@ -37,6 +37,7 @@ setup(
         "segclip",
         *(f"segclip.{folder}" for folder in FOLDERS),
         *(f"segclip.eval.{part}" for part in ("datasets", "reports")),
+        "segclip.trainer.checkpoints",
         *(f"segclip.configs.{kind}" for kind in ("protocols", "vocabularies")),
     ],
     package_data={

@@ -85,12 +85,12 @@ def _part(what: str, folder: str, quick: bool, rounds: int) -> str:
 
 def save(folder: Path, quick: bool, rounds: int) -> tuple[int, dict[str, list[float]]]:
     """Bytes of a checkpoint, and seconds: ``waiting``, ``first``, ``blocked`` and ``total``."""
-    from segclip.trainer.checkpoint import CheckpointConfig
-    from segclip.trainer.checkpoint_writer import CheckpointWriter
+    from segclip.trainer.checkpoints.config import CheckpointConfig
+    from segclip.trainer.checkpoints.train_state import TrainState
+    from segclip.trainer.checkpoints.writer import CheckpointWriter
     from segclip.trainer.distributed import start
     from segclip.trainer.engine import build_engine
     from segclip.trainer.step import train_step
-    from segclip.trainer.train_state import TrainState
 
     ranks, config = start(), _config(quick)
     engine = build_engine(config, ranks)
@@ -123,7 +123,8 @@ def save(folder: Path, quick: bool, rounds: int) -> tuple[int, dict[str, list[fl
 def resume(folder: Path, quick: bool) -> str:
     """Load the newest checkpoint and make a step: seconds of each part."""
     begin = time.perf_counter()
-    from segclip.trainer.checkpoint import load_checkpoint, newest_intact
+    from segclip.trainer.checkpoints.integrity import newest_intact
+    from segclip.trainer.checkpoints.loading import load_checkpoint
     from segclip.trainer.distributed import start
     from segclip.trainer.engine import build_engine
     from segclip.trainer.step import train_step

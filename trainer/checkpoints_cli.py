@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from segclip.console import cli, progress
 
 if TYPE_CHECKING:
-    from segclip.trainer.retention import Retention
+    from segclip.trainer.checkpoints.retention import Retention
 
 __all__ = ["EXIT_DAMAGED", "build_parser", "main"]
 
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint_listing import describe, open_checkpoints, set_aside_folders, table
+    from segclip.trainer.checkpoints.listing import describe, open_checkpoints, set_aside_folders, table
 
     rows = describe(open_checkpoints(arguments.place))
     print(table(rows))
@@ -79,8 +79,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint_listing import open_checkpoints, size_text
-    from segclip.trainer.checkpoint_store import DamagedError, damaged_files, stored
+    from segclip.trainer.checkpoints.listing import open_checkpoints, size_text
+    from segclip.trainer.checkpoints.store import DamagedError, damaged_files, stored
 
     store = open_checkpoints(arguments.place)
     found = [each for each in stored(store) if arguments.step in (None, each.step)]
@@ -109,10 +109,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint import DAMAGED, checkpoint_folder
-    from segclip.trainer.checkpoint_listing import describe, folder_size, is_url, open_checkpoints, size_text
-    from segclip.trainer.durable import remove
-    from segclip.trainer.retention import superfluous
+    from segclip.trainer.checkpoints.folder import DAMAGED, checkpoint_folder, remove, step_name
+    from segclip.trainer.checkpoints.listing import describe, folder_size, is_url, open_checkpoints, size_text
+    from segclip.trainer.checkpoints.retention import superfluous
     from segclip.trainer.run_lock import hold_run_folder
 
     if is_url(arguments.run_dir):
@@ -128,8 +127,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     rows = describe(open_checkpoints(arguments.run_dir))
     complete = [row.step for row in rows if row.torn is None]
     best = next((row.step for row in rows if "best" in row.kept), None)
-    old = [(root / f"step-{step:08d}", "old") for step in superfluous(complete, best, rule)]
-    torn = [(root / f"step-{row.step:08d}", "torn") for row in rows if row.torn is not None]
+    old = [(root / step_name(step), "old") for step in superfluous(complete, best, rule)]
+    torn = [(root / step_name(row.step), "torn") for row in rows if row.torn is not None]
     unfinished = [
         (path, "set aside as damaged" if path.name.startswith(DAMAGED) else "unfinished")
         for path in sorted(root.glob(".*"))
@@ -147,9 +146,9 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from segclip.trainer.checkpoint import checkpoint_folder
-    from segclip.trainer.checkpoint_listing import describe, is_url, open_checkpoints
-    from segclip.trainer.checkpoint_store import damaged_files, stored
+    from segclip.trainer.checkpoints.folder import checkpoint_folder
+    from segclip.trainer.checkpoints.listing import describe, is_url, open_checkpoints
+    from segclip.trainer.checkpoints.store import damaged_files, stored
 
     if is_url(arguments.run_dir):
         raise ValueError(
@@ -181,7 +180,7 @@ def _rule(arguments: argparse.Namespace) -> Retention:
     """That of the run, but for what is given."""
     import yaml
 
-    from segclip.trainer.retention import Retention
+    from segclip.trainer.checkpoints.retention import Retention
 
     path = Path(arguments.run_dir) / "config.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segclip.models.checkpoint import add_to_card
-from segclip.trainer.checkpoint import find_latest
+from segclip.trainer.checkpoints.folder import find_latest
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, on_first
 from segclip.trainer.export import export_checkpoint

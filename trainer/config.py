@@ -21,7 +21,7 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.free_space import describe_unwritten
 from segclip.models.config import ModelConfig
 from segclip.models.losses import LossConfig
-from segclip.trainer.checkpoint import CheckpointConfig
+from segclip.trainer.checkpoints.config import CheckpointConfig
 from segclip.trainer.optimizer import OptimizerConfig, frozen_parameters
 from segclip.trainer.precision import Fp16Config, Precision
 from segclip.trainer.schedule import ScheduleConfig

@@ -13,8 +13,8 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import BatchStream
 from segclip.data_pipelines.quarantine import check_budget
 from segclip.rank_errors import RankError
+from segclip.trainer.checkpoints.train_state import TrainState
 from segclip.trainer.distributed import Ranks
-from segclip.trainer.train_state import TrainState
 
 __all__ = ["DataCounts", "check_data", "count_data", "data_rates"]
 

@@ -184,7 +184,7 @@ def _disk(config: RunConfig) -> Finding:
 def _upload(url: str) -> Finding:
     """Whether checkpoints can be listed, written and deleted there."""
     from segclip.data_pipelines.store import open_store
-    from segclip.trainer.checkpoint_store import newest
+    from segclip.trainer.checkpoints.store import newest
 
     try:
         store = open_store(url, create=True)

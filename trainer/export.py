@@ -10,8 +10,8 @@ from segclip.data_pipelines.shard_sets import ShardSet
 from segclip.models.checkpoint import export
 from segclip.models.full_state import full_state
 from segclip.models.segclip import SegCLIP
+from segclip.trainer.checkpoints.train_state import TrainState, read_state
 from segclip.trainer.config import RunConfig
-from segclip.trainer.train_state import TrainState, read_state
 
 __all__ = ["card_fields", "describe_data", "export_checkpoint", "load_training_checkpoint"]
 

@@ -67,7 +67,7 @@ def open_checkpoint(path: str | Path) -> SegCLIP:
     from segclip.eval.exports import find_export
 
     if path.is_dir() and not (path / "export").is_dir():
-        from segclip.trainer.checkpoint import find_latest
+        from segclip.trainer.checkpoints.folder import find_latest
 
         # A run that has not ended has checkpoints and no export.
         latest = find_latest(path)

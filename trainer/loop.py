@@ -13,8 +13,9 @@ import yaml
 from segclip.code_version import git_commit
 from segclip.console import UserError
 from segclip.rank_errors import RankError
-from segclip.trainer.checkpoint_upload import Uploads
-from segclip.trainer.checkpoint_writer import CheckpointWriter
+from segclip.trainer.checkpoints.train_state import Best, TrainState
+from segclip.trainer.checkpoints.upload import Uploads
+from segclip.trainer.checkpoints.writer import CheckpointWriter
 from segclip.trainer.conclusion import conclude
 from segclip.trainer.config import RunConfig, flatten, save_run_config
 from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
@@ -33,7 +34,6 @@ from segclip.trainer.step_metrics import peak_memory, step_metrics
 from segclip.trainer.stopping import StopAsked, Stopping
 from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
-from segclip.trainer.train_state import Best, TrainState
 from segclip.trainer.utilisation import Utilisation
 from segclip.trainer.watch import doing
 

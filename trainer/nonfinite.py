@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segclip.rank_errors import RankError
-from segclip.trainer.checkpoint import find_latest
+from segclip.trainer.checkpoints.folder import find_latest
 from segclip.trainer.distributed import Ranks
 from segclip.trainer.engine import loss_scale
 

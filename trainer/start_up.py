@@ -10,20 +10,21 @@ import torch
 
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.models.safe_pickles import check_pickles
-from segclip.trainer.checkpoint import load_checkpoint
-from segclip.trainer.checkpoint_upload import restored
+from segclip.trainer.checkpoints.folder import step_of
+from segclip.trainer.checkpoints.loading import load_checkpoint
+from segclip.trainer.checkpoints.other_ranks import written_by_others
+from segclip.trainer.checkpoints.reconfigured import keep_settings
+from segclip.trainer.checkpoints.resuming import check_resumable, check_same_data
+from segclip.trainer.checkpoints.train_state import TrainState, read_state
+from segclip.trainer.checkpoints.upload import restored
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, agreed
 from segclip.trainer.engine import build_engine
 from segclip.trainer.export import describe_data
 from segclip.trainer.micro_batches import batch_sizes
-from segclip.trainer.other_ranks import written_by_others
 from segclip.trainer.precision import resolve_precision
-from segclip.trainer.reconfigured import keep_settings
-from segclip.trainer.resuming import check_resumable, check_same_data, step_of
 from segclip.trainer.run_lock import hold_run_folder
 from segclip.trainer.scoring import check_evaluation
-from segclip.trainer.train_state import TrainState, read_state
 
 __all__ = ["Ready", "announce", "start_up"]
 

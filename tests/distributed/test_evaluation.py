@@ -17,8 +17,8 @@ from segclip.eval.evaluate import evaluate
 from segclip.eval.protocol import load_protocol
 from segclip.eval.reports.pictures import spread
 from segclip.eval.weights import load_model, weights_sha256
+from segclip.trainer.checkpoints.train_state import read_state
 from segclip.trainer.export_cli import open_checkpoint
-from segclip.trainer.train_state import read_state
 from tests.ranks import start
 
 pytestmark = pytest.mark.slow

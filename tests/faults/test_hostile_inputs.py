@@ -25,9 +25,9 @@ from segclip.data_pipelines.loader import build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.shards import pack
 from segclip.data_pipelines.sources import open_source
+from segclip.trainer.checkpoints.resuming import check_resumable
 from segclip.trainer.config import load_run_config
 from segclip.trainer.export_cli import open_checkpoint
-from segclip.trainer.resuming import check_resumable
 from tests.faults.conftest import Run
 from tests.faults.test_hostile_shards import GOOD
 

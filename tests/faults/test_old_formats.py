@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segclip.trainer.train_state import FORMAT, read_state
+from segclip.trainer.checkpoints.train_state import FORMAT, read_state
 from tests.faults.conftest import Run
 
 pytestmark = pytest.mark.slow

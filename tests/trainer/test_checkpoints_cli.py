@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from segclip.trainer.checkpoint_store import send
+from segclip.trainer.checkpoints.retention import Retention
+from segclip.trainer.checkpoints.store import send
 from segclip.trainer.checkpoints_cli import main
-from segclip.trainer.retention import Retention
-from tests.trainer.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
 
 
 def command(*arguments: str | Path) -> int:

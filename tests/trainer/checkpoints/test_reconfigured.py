@@ -9,7 +9,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
-from segclip.trainer.reconfigured import keep_settings, settings_of
+from segclip.trainer.checkpoints.reconfigured import keep_settings, settings_of
 
 
 def engine(lr: float, betas: tuple[float, float], clip: float, window: int, hysteresis: int) -> Any:

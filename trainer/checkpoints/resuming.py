@@ -17,9 +17,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segclip.trainer.checkpoints.folder import step_of
 from segclip.trainer.config import RunConfig, flatten, load_run_config
 
-__all__ = ["FIXED", "check_resumable", "check_same_data", "step_of"]
+__all__ = ["FIXED", "check_resumable", "check_same_data"]
 
 FIXED = {
     "model.": "the weights are those of another network",
@@ -125,8 +126,3 @@ def _told(data: dict[str, Any]) -> str:
         + (f", weight {each['weight']:g}" if each.get("weight") else "")
         for each in data.get("sets", [data])
     )
-
-
-def step_of(checkpoint: Path) -> int:
-    """Steps made when a checkpoint was written, from its name."""
-    return int(checkpoint.name.removeprefix("step-"))

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from segclip.trainer.other_ranks import check_stage, count_pieces, remove_joined, written_by_others
+from segclip.trainer.checkpoints.other_ranks import (
+    check_stage,
+    count_pieces,
+    remove_joined,
+    written_by_others,
+)
 
 
 def written(folder: Path, stage: int, ranks: int, prefix: str = "") -> Path:

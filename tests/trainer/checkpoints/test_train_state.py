@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from segclip.trainer.train_state import FORMAT, STATE, Best, TrainState, read_state
+from segclip.trainer.checkpoints.train_state import FORMAT, STATE, Best, TrainState, read_state
 
 DATA = {"name": "coco", "samples": 9, "manifest_sha256": "a" * 64}
 NOW = TrainState(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from segclip.trainer.checkpoint_store import upload
+from segclip.trainer.checkpoints.store import upload
 
 __all__ = ["upload_with", "write_checkpoint"]
 

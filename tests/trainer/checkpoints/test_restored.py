@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 
 from segclip.rank_errors import RankError
-from segclip.trainer.checkpoint import CheckpointConfig
-from segclip.trainer.checkpoint_store import newest, send
-from segclip.trainer.checkpoint_upload import restored
+from segclip.trainer.checkpoints.config import CheckpointConfig
+from segclip.trainer.checkpoints.retention import Retention
+from segclip.trainer.checkpoints.store import newest, send
+from segclip.trainer.checkpoints.upload import restored
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
-from segclip.trainer.retention import Retention
 from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "mp_rank_00_model_states.pt"

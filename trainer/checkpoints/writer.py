@@ -25,22 +25,24 @@ import torch.distributed as dist
 
 from segclip.console import UserError
 from segclip.free_space import describe_unwritten, free_bytes
-from segclip.trainer.checkpoint import (
+from segclip.trainer.checkpoints.config import CheckpointConfig
+from segclip.trainer.checkpoints.durable import flush_folder, write_flushed
+from segclip.trainer.checkpoints.folder import (
     CHECKSUMS,
     WRITING,
-    CheckpointConfig,
     checkpoint_folder,
     complete,
+    remove,
     remove_unfinished,
-    sha256_of,
+    step_name,
+    step_of,
 )
-from segclip.trainer.checkpoint_upload import Uploads
+from segclip.trainer.checkpoints.integrity import sha256_of
+from segclip.trainer.checkpoints.retention import superfluous
+from segclip.trainer.checkpoints.train_state import STATE, TrainState
+from segclip.trainer.checkpoints.upload import Uploads
 from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
-from segclip.trainer.durable import flush_folder, remove, write_flushed
 from segclip.trainer.faults import fail_at
-from segclip.trainer.resuming import step_of
-from segclip.trainer.retention import superfluous
-from segclip.trainer.train_state import STATE, TrainState
 from segclip.trainer.watch import doing
 
 __all__ = ["CheckpointWriter"]
@@ -92,7 +94,7 @@ class CheckpointWriter:
         ranks: Ranks,
         uploads: Uploads | None = None,
     ) -> None:
-        from segclip.trainer.checkpoint_staging import StagingEngine
+        from segclip.trainer.checkpoints.staging import StagingEngine
 
         self._engine, self._config, self._ranks, self._config_yaml = engine, config, ranks, config_yaml
         self._root, self._uploads = checkpoint_folder(run_dir), uploads
@@ -111,7 +113,7 @@ class CheckpointWriter:
         self.wait()
         self.cost = Cost(self.cost.failed, interval=interval)
         doing(f"saving the checkpoint of step {state.step}")
-        writing = self._root / f"{WRITING}step-{state.step:08d}"
+        writing = self._root / f"{WRITING}{step_name(state.step)}"
         try:
             agreed(self._ranks, lambda: self._prepare(writing, state))
         except UserError as error:

@@ -13,9 +13,9 @@ import yaml
 
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Store, open_store
-from segclip.trainer.checkpoint import CHECKSUMS, DAMAGED, checkpoint_folder
-from segclip.trainer.checkpoint_store import DamagedError, Stored, checksums_of, stored
-from segclip.trainer.train_state import STATE
+from segclip.trainer.checkpoints.folder import CHECKSUMS, DAMAGED, checkpoint_folder
+from segclip.trainer.checkpoints.store import DamagedError, Stored, checksums_of, stored
+from segclip.trainer.checkpoints.train_state import STATE
 
 __all__ = [
     "Row",

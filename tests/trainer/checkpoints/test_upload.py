@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from segclip.console import UserError
-from segclip.trainer import checkpoint_upload
-from segclip.trainer.checkpoint import CheckpointConfig
-from segclip.trainer.checkpoint_store import newest
-from segclip.trainer.checkpoint_upload import Uploads
+from segclip.trainer.checkpoints import upload
+from segclip.trainer.checkpoints.config import CheckpointConfig
+from segclip.trainer.checkpoints.store import newest
+from segclip.trainer.checkpoints.upload import Uploads
 from segclip.trainer.config import RunConfig, save_run_config
 from segclip.trainer.faults import FAULTS, FIRED
 from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_an_upload_thread_that_has_ended_is_started_again(
 
 STOPPING = """
 import signal, sys
-from segclip.trainer.checkpoint_upload import Uploads
+from segclip.trainer.checkpoints.upload import Uploads
 from segclip.trainer.config import load_run_config
 if __name__ == "__main__":
     asked = []
@@ -131,7 +131,7 @@ def test_a_stop_waits_only_so_long(
 ) -> None:
     uploads, sent = Uploads(config), threading.Event()
     monkeypatch.setattr(uploads, "_send", sent.wait)
-    monkeypatch.setattr(checkpoint_upload, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(upload, "STOP_SECONDS", 0.1)
     uploads.begin()
     uploads.stop()
     said = f"warning: checkpoints are still being sent to {config.checkpoint.upload} after 0.1 s"

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segclip.trainer.checkpoint import complete
-from segclip.trainer.durable import flush_folder, remove, write_flushed
-from tests.trainer.checkpoint_files import write_checkpoint
+from segclip.trainer.checkpoints.folder import complete, remove
+from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
 
 
 def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(
@@ -30,9 +29,3 @@ def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(
     assert not folder.exists()
     with pytest.raises(FileNotFoundError):
         remove(folder)
-
-
-def test_what_is_flushed_is_there(tmp_path: Path) -> None:
-    write_flushed(tmp_path / "a", b"\x00b")
-    flush_folder(tmp_path)
-    assert (tmp_path / "a").read_bytes() == b"\x00b"

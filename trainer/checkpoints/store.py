@@ -5,7 +5,7 @@ deleted first: without it nothing is a checkpoint. While files are sent, the sam
 an upload that was cut short goes on where it stopped if it is of the same bytes, and starts anew otherwise.
 
 The client's threads would not survive the forks of data workers: while training, call this through
-``segclip.trainer.checkpoint_upload``, which does it in a process of its own.
+``segclip.trainer.checkpoints.upload``, which does it in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ import yaml
 from segclip.console import UserError
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Entry, Store, local_path, open_store
-from segclip.trainer.checkpoint import CHECKSUMS, STEP_NAME, WRITING, checkpoint_folder, complete, set_aside
-from segclip.trainer.durable import flush_folder, remove, write_flushed
+from segclip.trainer.checkpoints.durable import flush_folder, write_flushed
+from segclip.trainer.checkpoints.folder import (
+    CHECKSUMS,
+    STEP_NAME,
+    WRITING,
+    checkpoint_folder,
+    complete,
+    remove,
+    set_aside,
+    step_name,
+    step_of,
+)
+from segclip.trainer.checkpoints.retention import Retention, superfluous
+from segclip.trainer.checkpoints.train_state import STATE, read_state
 from segclip.trainer.faults import fail_at
-from segclip.trainer.resuming import step_of
-from segclip.trainer.retention import Retention, superfluous
-from segclip.trainer.train_state import STATE, read_state
 
 __all__ = [
     "DamagedError",
@@ -69,7 +78,7 @@ class Stored:
 
     @property
     def name(self) -> str:
-        return f"step-{self.step:08d}"
+        return step_name(self.step)
 
     @property
     def is_complete(self) -> bool:

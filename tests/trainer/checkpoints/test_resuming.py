@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segclip.trainer.checkpoints.resuming import FIXED, check_resumable, check_same_data
 from segclip.trainer.config import RunConfig, flatten, load_run_config, save_run_config
-from segclip.trainer.resuming import FIXED, check_resumable, check_same_data
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 
 
 BEFORE = [

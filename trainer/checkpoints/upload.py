@@ -20,19 +20,11 @@ from typing import TypeVar
 
 from segclip.console import UserError, one_line
 from segclip.data_pipelines.processes import die_with_parent
-from segclip.trainer import checkpoint_store
-from segclip.trainer.checkpoint import (
-    checkpoint_folder,
-    complete,
-    find_intact,
-    newest_intact,
-    none_intact,
-    set_aside,
-)
+from segclip.trainer.checkpoints import store
+from segclip.trainer.checkpoints.folder import checkpoint_folder, complete, remove, set_aside, step_of
+from segclip.trainer.checkpoints.integrity import find_intact, newest_intact, none_intact
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, broadcast, on_first
-from segclip.trainer.durable import remove
-from segclip.trainer.resuming import step_of
 from segclip.trainer.watch import doing
 
 __all__ = ["Uploads", "fetch_newer", "restored"]
@@ -149,7 +141,7 @@ class Uploads:
         config, begin = self._config, time.perf_counter()
         rule, url = config.checkpoint, config.checkpoint.upload
         try:
-            sent = _apart(checkpoint_store.send, config.run_dir, url, rule, config.name)
+            sent = _apart(store.send, config.run_dir, url, rule, config.name)
         except Exception as error:
             # A fault of ours too must not end the thread: nothing would be sent from then on.
             self._failure = one_line(error)
@@ -190,7 +182,7 @@ def restored(config: RunConfig, ranks: Ranks) -> Path | None:
     def bring() -> None:
         try:
             found[0] = fetch_newer(config, local)
-        except checkpoint_store.DamagedError as error:
+        except store.DamagedError as error:
             raise UserError(none_intact(run_dir, [*damages.values(), str(error)], url)) from error
         if local is None and found[0] is None and damages:
             raise UserError(none_intact(run_dir, damages.values(), url))
@@ -210,8 +202,8 @@ def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
     url, begin = config.checkpoint.upload, time.perf_counter()
     after = -1 if local is None else step_of(local)
     try:
-        found = _apart(checkpoint_store.fetch, url, config.run_dir, after, config.name)
-    except (checkpoint_store.DamagedError, OSError, ValueError) as error:
+        found = _apart(store.fetch, url, config.run_dir, after, config.name)
+    except (store.DamagedError, OSError, ValueError) as error:
         if local is None:
             raise
         print(
@@ -228,7 +220,7 @@ def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
 def _apart(function: Callable[..., T], *arguments: object) -> T:
     """The result of a function in another process, which ends when this one does."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([checkpoint_store.__name__])
+    context.set_forkserver_preload([store.__name__])
     _start_server()
     try:
         with ProcessPoolExecutor(1, mp_context=context, initializer=_start) as pool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from segclip.trainer.checkpoint_staging import StagingEngine
+from segclip.trainer.checkpoints.staging import StagingEngine
 
 
 def state() -> dict[str, Any]:

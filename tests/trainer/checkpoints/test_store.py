@@ -16,8 +16,9 @@ import yaml
 
 from segclip.data_pipelines.s3_server import S3Server, s3_server
 from segclip.data_pipelines.store import open_store
-from segclip.trainer.checkpoint import CheckpointConfig
-from segclip.trainer.checkpoint_store import (
+from segclip.trainer.checkpoints.config import CheckpointConfig
+from segclip.trainer.checkpoints.retention import Retention
+from segclip.trainer.checkpoints.store import (
     DamagedError,
     OtherRunError,
     fetch,
@@ -26,12 +27,11 @@ from segclip.trainer.checkpoint_store import (
     stored,
     upload,
 )
-from segclip.trainer.checkpoint_upload import Uploads, fetch_newer
+from segclip.trainer.checkpoints.upload import Uploads, fetch_newer
 from segclip.trainer.config import RunConfig, load_run_config, save_run_config
 from segclip.trainer.faults import FAULTS, FIRED
-from segclip.trainer.retention import Retention
 from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoint_files import upload_with, write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import upload_with, write_checkpoint
 
 pytestmark = pytest.mark.slow
 KEEP = Retention(keep_last=10)
@@ -71,7 +71,7 @@ def upload_killed(folder: Path, url: str, where: str, fired: Path) -> None:
     """Upload in a process that is killed at some place."""
     fault = {"where": where, "rank": 0, "step": int(folder.name.removeprefix("step-")), "what": "kill"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segclip.trainer.checkpoint_store"])
+    context.set_forkserver_preload(["segclip.trainer.checkpoints.store"])
     # The process that forks has the variables of when it was started.
     environment = {**os.environ, FAULTS: json.dumps([fault]), FIRED: str(fired), "RANK": "0"}
     process = context.Process(target=upload_with, args=(environment, folder, url))
@@ -295,7 +295,7 @@ def test_a_failing_upload_is_said_and_made_up_for(tmp_path: Path, capfd: pytest.
 SENDING = """
 import sys
 from pathlib import Path
-from segclip.trainer.checkpoint_upload import Uploads, fetch_newer
+from segclip.trainer.checkpoints.upload import Uploads, fetch_newer
 from segclip.trainer.config import load_run_config
 if __name__ == "__main__":
     uploads, folder, fired = Uploads(load_run_config(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])

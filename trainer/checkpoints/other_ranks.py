@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segclip.models.full_state import full_state
+from segclip.trainer.checkpoints.reconfigured import settings_of
 from segclip.trainer.distributed import Ranks, agreed, on_first
-from segclip.trainer.reconfigured import settings_of
 
 __all__ = ["check_stage", "count_pieces", "load_for_other_ranks", "remove_joined", "written_by_others"]
 

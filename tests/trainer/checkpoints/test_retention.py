@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from segclip.trainer.retention import Retention, superfluous
+from segclip.trainer.checkpoints.retention import Retention, superfluous
 
 STEPS = st.sets(st.integers(1, 400), max_size=40)
 RULES = st.builds(

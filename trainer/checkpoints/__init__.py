@@ -1,0 +1,1 @@
+"""Checkpoints of a run: written, kept, uploaded, found intact, resumed from."""
