@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from segclip.console import cli
+from segclip.console import cli, warn
 
 if TYPE_CHECKING:
     from segclip.models.segclip import SegCLIP
@@ -105,10 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         unlike = export_released(model, folder / RELEASED_FILE)
         print(f"wrote {folder / RELEASED_FILE}")
         if unlike:
-            print(
-                f"warning: the original code will not compute the same with it: {'; '.join(unlike)}",
-                file=sys.stderr,
-            )
+            warn(f"the original code will not compute the same with it: {'; '.join(unlike)}")
     else:
         import torch
 

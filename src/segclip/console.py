@@ -22,7 +22,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["EXIT_USER_ERROR", "Finding", "Status", "UserError", "cli", "nearest", "one_line", "progress"]
+__all__ = [
+    "EXIT_USER_ERROR",
+    "Finding",
+    "Status",
+    "UserError",
+    "cli",
+    "nearest",
+    "one_line",
+    "progress",
+    "warn",
+]
 
 EXIT_USER_ERROR = 2
 
@@ -50,6 +60,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (ValueError, UserError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def warn(text: str) -> None:
+    """Say on stderr what goes on after it."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from segclip.console import UserError
+from segclip.console import UserError, warn
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
 from segclip.data_pipelines.store import Entry, Store, local_path, open_store
 from segclip.trainer.checkpoints.durable import flush_folder, write_flushed
@@ -339,7 +339,7 @@ def _disown(store: Store, each: Stored, problem: str) -> None:
     try:
         store.delete([each.entries[CHECKSUMS].path])
     except StoreError as error:  # what has been fetched, or lies here, can be gone on from all the same
-        print(f"warning: it still counts as a checkpoint there: {error}", file=sys.stderr, flush=True)
+        warn(f"it still counts as a checkpoint there: {error}")
 
 
 def _check_run(store: Store, run: str | None) -> None:

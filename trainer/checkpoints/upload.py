@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
-from segclip.console import UserError, one_line
+from segclip.console import UserError, one_line, warn
 from segclip.data_pipelines.processes import die_with_parent
 from segclip.trainer.checkpoints import store
 from segclip.trainer.checkpoints.folder import checkpoint_folder, complete, remove, set_aside, step_of
@@ -87,12 +86,9 @@ class Uploads:
         doing("waiting for checkpoints to be uploaded")
         thread.join(STOP_SECONDS)
         if thread.is_alive():
-            print(
-                f"warning: checkpoints are still being sent to {self._config.checkpoint.upload} after "
-                f"{STOP_SECONDS:g} s: the run stops without them. What is missing there is sent with the next "
-                "checkpoint of the same command",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"checkpoints are still being sent to {self._config.checkpoint.upload} after {STOP_SECONDS:g} s: the "
+                "run stops without them. What is missing there is sent with the next checkpoint of the same command"
             )
 
     def finish(self) -> None:
@@ -132,7 +128,7 @@ class Uploads:
         try:
             remove(folder)
         except OSError as error:  # what is sent next does not depend on it
-            print(f"warning: {folder} could not be deleted: {one_line(error)}", file=sys.stderr, flush=True)
+            warn(f"{folder} could not be deleted: {one_line(error)}")
 
     def _published(self) -> frozenset[Path]:
         return frozenset(complete(checkpoint_folder(self._config.run_dir)))
@@ -145,11 +141,9 @@ class Uploads:
         except Exception as error:
             # A fault of ours too must not end the thread: nothing would be sent from then on.
             self._failure = one_line(error)
-            print(
-                f"warning: checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next "
-                "checkpoint tries again",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"checkpoints could not be uploaded to {url}: {self._failure}. Training goes on; the next checkpoint "
+                "tries again"
             )
             return
         self._failure = None
@@ -206,11 +200,7 @@ def fetch_newer(config: RunConfig, local: Path | None) -> Path | None:
     except (store.DamagedError, OSError, ValueError) as error:
         if local is None:
             raise
-        print(
-            f"warning: {url} may have a newer checkpoint than {local.name}, but it cannot be had: {one_line(error)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"{url} may have a newer checkpoint than {local.name}, but it cannot be had: {one_line(error)}")
         return None
     if found is not None:
         print(f"fetched {found} in {time.perf_counter() - begin:.1f} s", flush=True)

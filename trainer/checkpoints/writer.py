@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from segclip.console import UserError
+from segclip.console import UserError, warn
 from segclip.free_space import describe_unwritten, free_bytes
 from segclip.trainer.checkpoints.config import CheckpointConfig
 from segclip.trainer.checkpoints.durable import flush_folder, write_flushed
@@ -151,11 +150,7 @@ class CheckpointWriter:
         self.cost.failed += 1
         if self._ranks.is_first:
             shutil.rmtree(writing, ignore_errors=True)  # what is there of it takes the room of the next
-            print(
-                f"warning: no checkpoint: {problem}. Training goes on, and the next one is tried",
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"no checkpoint: {problem}. Training goes on, and the next one is tried")
 
     def _prepare(self, writing: Path, state: TrainState) -> None:
         if not self._ranks.is_first:
@@ -227,11 +222,7 @@ class CheckpointWriter:
         try:
             self._point_and_prune(final.name, state)
         except OSError as error:
-            print(
-                f"warning: {final.name} is saved, but not all that follows it: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"{final.name} is saved, but not all that follows it: {error}")
         if self._uploads is not None:
             self._uploads.begin()
         fail_at("publish done", step)
