@@ -24,21 +24,15 @@ from segclip.console import EXIT_USER_ERROR, UserError, one_line
 from segclip.eval.weights import LoadedModel, pick_device
 from segclip.heap import keep_freed_memory
 from segclip.models.segclip import SegCLIP
-from segclip.rank_errors import RankError, raise_first
-from segclip.rendezvous import Greeting, interface_towards, meet
+from segclip.rank_errors import GRACE_SECONDS, LOST, RankError, leave, lost_peer, raise_first
+from segclip.rendezvous import Place
 
-__all__ = ["LOST", "Ranks", "join", "on_ranks"]
+__all__ = ["Ranks", "join", "on_ranks"]
 
 Value = TypeVar("Value")
 
-LOST = 69
-"""Exit code of a process whose partner has ended."""
-
-_MEETING_SECONDS = 300.0
 _LONGEST = datetime.timedelta(days=7)  # shares of the images take as long as they take
 _LOOK_SECONDS = 1.0
-# Longer than the one that failed needs to say why: the launcher ends all as soon as one has exited.
-_GRACE_SECONDS = 5.0
 _FAILED = "failed"
 
 
@@ -137,55 +131,40 @@ class Ranks:
         return LoadedModel(model.to(self.device), found, card)
 
 
-def join(device: str = "auto", *, meeting_seconds: float = _MEETING_SECONDS) -> Ranks:
+def join(device: str = "auto") -> Ranks:
     """Meet the other processes that the launcher has started.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; each rank takes the GPU of its place on its host.
-        meeting_seconds: how long to wait for the others; ``SEGCLIP_MEETING_SECONDS`` overrides it.
 
     Raises:
         UserError: a rank does not come, or its software is another.
         ValueError: the device cannot be had.
     """
-    world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(world_size))))
-    own = _own_device(device, local_rank, here)
-    if own.type == "cpu" and ("OMP_NUM_THREADS" not in os.environ or here > 1):
-        # The ranks of one host share its cores.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    place = Place.told()
+    own = _own_device(device, place.local_rank, place.local_world_size)
     if own.type == "cpu":
+        place.share_cores()
         keep_freed_memory()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
         raise ValueError(
-            f"WORLD_SIZE is {world_size} but MASTER_PORT is not set: start with torchrun or deepspeed, "
+            f"WORLD_SIZE is {place.world_size} but MASTER_PORT is not set: start with torchrun or deepspeed, "
             "or unset WORLD_SIZE"
         )
-    if world_size > here:
-        interface = interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        if interface is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-    store = meet(
-        Greeting.own(rank, " ".join(each for each in sys.argv if not each.startswith("--local"))),
-        world_size=world_size,
-        local_world_size=here,
-        seconds=float(os.environ.get("SEGCLIP_MEETING_SECONDS", meeting_seconds)),
-    )
+    store = place.meet(" ".join(each for each in sys.argv if not each.startswith("--local")))
     on_gpu = own.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(own)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=store,
-        rank=rank,
-        world_size=world_size,
+        rank=place.rank,
+        world_size=place.world_size,
         timeout=_LONGEST,
         device_id=own if on_gpu else None,
     )
-    return Ranks(rank, world_size, own, store)
+    return Ranks(place.rank, place.world_size, own, store)
 
 
 def _own_device(name: str, local_rank: int, here: int) -> torch.device:
@@ -223,43 +202,28 @@ def on_ranks(work: Callable[[Ranks], int], device: str = "auto", *, debug: bool 
     except KeyboardInterrupt:
         if rank == 0:
             print("interrupted", file=sys.stderr)
-        _leave(130)
+        leave(130)
     except RankError as error:
         if debug:
             raise
         if error.is_reporter:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SECONDS)
-        _leave(EXIT_USER_ERROR)
+            time.sleep(GRACE_SECONDS)
+        leave(EXIT_USER_ERROR)
     except (RuntimeError, PartnerLost) as error:
-        if debug or not _partner_gone(error):
+        if debug or not (isinstance(error, (PartnerLost, dist.DistError)) or lost_peer(error)):
             _print_trace()
-            _leave(1)
+            leave(1)
         print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
-        _leave(LOST)
+        leave(LOST)
     except BaseException:
         _print_trace()
-        _leave(1)
-    _leave(code)
-
-
-def _partner_gone(error: Exception) -> bool:
-    """Whether a collective broke because a process at its other end is gone."""
-    text = str(error).lower()
-    return isinstance(error, (PartnerLost, dist.DistError)) or any(
-        words in text for words in ("closed by peer", "reset by peer", "connection refused", "broken pipe")
-    )
+        leave(1)
+    leave(code)
 
 
 def _print_trace() -> None:
     import traceback
 
     traceback.print_exc()
-
-
-def _leave(code: int) -> NoReturn:
-    """End at once: other ranks may wait in a collective, and so would an orderly exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -16,12 +16,14 @@ import torch.distributed as dist
 from segclip.console import UserError, one_line
 from segclip.heap import keep_freed_memory
 from segclip.rank_errors import RankError, raise_first
-from segclip.rendezvous import Greeting, interface_towards, meet
+from segclip.rendezvous import Place
 from segclip.trainer.watch import Watch
 
 __all__ = ["Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
 
 Value = TypeVar("Value")
+# In a collective of a step.
+COLLECTIVE_WAIT = datetime.timedelta(minutes=10)
 # For work of one rank that takes as long as it takes, such as scoring on a large data set.
 LONGEST_WAIT = datetime.timedelta(days=7)
 
@@ -31,9 +33,7 @@ class Ranks:
     """Place of this process among the processes of the run."""
 
     rank: int
-    local_rank: int
     world_size: int
-    local_world_size: int
     device: torch.device
     watch: Watch | None = None
 
@@ -42,21 +42,13 @@ class Ranks:
         return self.rank == 0
 
 
-def start(
-    config: str = "",
-    *,
-    timeout_seconds: float = 600.0,
-    meeting_seconds: float = 300.0,
-    lost_after: float = 0.0,
-) -> Ranks:
+def start(config: str = "", lost_after: float = 0.0) -> Ranks:
     """Join the process group that ``deepspeed`` or ``torchrun`` describes in the environment.
 
     Without a launcher the run has one process. NCCL on CUDA, gloo on CPU.
 
     Args:
         config: the configuration as text, which must be the same on all ranks.
-        timeout_seconds: longest wait in a collective.
-        meeting_seconds: longest wait for the other ranks to be there; ``SEGCLIP_MEETING_SECONDS`` overrides it.
         lost_after: seconds without a sign of life after which a rank counts as lost, from here on, see
             ``segclip.trainer.watch``; 0 for as long as it takes.
 
@@ -64,67 +56,41 @@ def start(
         RankError: a rank does not come, or its software or configuration is another.
     """
     prepare_builds()
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-    ):
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in alone.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
-    world_size = int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ["LOCAL_RANK"])
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+    place = Place.told()
     on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
-        torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ or local_world_size > 1:
-        # The ranks of one host share its cores.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-
-    rank, backend = int(os.environ["RANK"]), "nccl" if on_gpu else "gloo"
-    if world_size > local_world_size:
-        # Left alone, both take the interface of the host's name, which is often one that other hosts do not reach.
-        interface = interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        if interface is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        torch.cuda.set_device(device)
+    else:
+        place.share_cores()
     try:
-        store = meet(
-            Greeting.own(rank, config),
-            world_size=world_size,
-            local_world_size=local_world_size,
-            seconds=float(os.environ.get("SEGCLIP_MEETING_SECONDS", meeting_seconds)),
-        )
+        store = place.meet(config)
     except UserError as error:
         # Each host says so once: what one can see is not what the other can.
-        raise RankError(str(error), is_reporter=local_rank == 0) from error
-    watch = Watch(rank, world_size, lost_after)
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+        raise RankError(str(error), is_reporter=place.local_rank == 0) from error
+    watch = Watch(place.rank, place.world_size, lost_after)
+    backend = "nccl" if on_gpu else "gloo"
     dist.init_process_group(
         backend,
         store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=torch.device("cuda", local_rank) if on_gpu else None,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=COLLECTIVE_WAIT,
+        device_id=device if on_gpu else None,
     )
 
     import deepspeed  # several seconds, and not needed to refuse a misspelt configuration
 
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_WAIT, verbose=False)
     if not on_gpu:
         _drop_buffer_names()
         keep_freed_memory()
-    return Ranks(
-        rank=dist.get_rank(),
-        local_rank=local_rank,
-        world_size=world_size,
-        local_world_size=local_world_size,
-        device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
-        watch=watch,
-    )
+    return Ranks(place.rank, place.world_size, device, watch)
 
 
 def prepare_builds() -> None:

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
-# Longer than the first rank needs to say what is wrong: the launcher ends all ranks as soon as one has exited.
-GRACE_SECONDS = 5.0
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``trainer/run.py``."""
@@ -57,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
 
     from segclip.console import UserError, one_line
-    from segclip.rank_errors import RankError
+    from segclip.rank_errors import GRACE_SECONDS, LOST, RankError, leave, lost_peer
     from segclip.trainer.stopping import ASKED, StopAsked
-    from segclip.trainer.watch import LOST
 
     rank = int(os.environ.get("RANK", "0"))
     started = False
@@ -83,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 "interrupted: the same command goes on after the last checkpoint", file=sys.stderr, flush=True
             )
-        _leave(130)
+        leave(130)
     except StopAsked as error:
         if rank == 0:
             print(
@@ -91,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        _leave(ASKED)
+        leave(ASKED)
     except (ValueError, OSError, UserError) as error:
         if arguments.debug:
             raise
@@ -102,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
         else:
             time.sleep(GRACE_SECONDS)
-        _leave(2)
+        leave(2)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error) and not arguments.debug:
             from segclip.trainer.memory import REMEDIES
@@ -115,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-            _leave(2)
-        if arguments.debug or not _lost_peer(error):
+            leave(2)
+        if arguments.debug or not lost_peer(error):
             raise
         # The rank that failed has said why; this one only waited for it.
         print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
-        _leave(LOST)
+        leave(LOST)
     _finish(ranks)
 
 
@@ -142,16 +138,6 @@ def _out_of_memory(error: Exception) -> bool:
     return known or "you tried to allocate" in str(error)
 
 
-def _lost_peer(error: Exception) -> bool:
-    """Whether a collective broke because a process at its other end is gone."""
-    import torch.distributed as dist
-
-    text = str(error).lower()
-    return isinstance(error, dist.DistBackendError) or any(
-        words in text for words in ("closed by peer", "reset by peer", "connection refused", "broken pipe")
-    )
-
-
 def _finish(ranks: Ranks) -> None:
     import torch.distributed as dist
 
@@ -159,13 +145,6 @@ def _finish(ranks: Ranks) -> None:
     if ranks.watch is not None:
         ranks.watch.close()
     dist.destroy_process_group()
-
-
-def _leave(code: int) -> None:
-    """End at once: other ranks may wait in a collective, and so would an orderly exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-__all__ = ["LOST", "Watch", "doing"]
+from segclip.rank_errors import LOST
 
-LOST = 69
-"""Exit code of a rank whose peer is lost: nothing is wrong with the run, and the same command goes on with it."""
+__all__ = ["Watch", "doing"]
 
 
 @dataclass

@@ -22,16 +22,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from segclip.console import UserError
 
-__all__ = ["Greeting", "compare", "hosts_of_launcher", "interface_towards", "meet"]
+__all__ = ["Greeting", "Place", "compare", "hosts_of_launcher", "interface_towards", "meet"]
 
 PACKAGES = ("segclip", "torch", "deepspeed", "triton", "numpy")
 # Seconds that clocks may be apart: time stamps of one run are compared with each other.
 CLOCKS = 60.0
+# Seconds that ranks wait for those that have not come; SEGCLIP_MEETING_SECONDS overrides it.
+MEETING_SECONDS = 300.0
 # Seconds that the first rank waits for others to read what it has read.
 LAST_WAIT = 10.0
 
@@ -70,6 +73,47 @@ class Greeting:
                 versions[package] = "none"
         digest = hashlib.sha256(config.encode()).hexdigest()
         return cls(rank, socket.gethostname(), versions, digest, time.time())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the launcher has put this process among those of a run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def told(cls) -> Place:
+        """By the environment, which says at least the rank and how many there are."""
+        world_size = int(os.environ["WORLD_SIZE"])
+        local = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size))
+        return cls(int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0")), world_size, int(local))
+
+    def share_cores(self) -> None:
+        """Let torch use this rank's part of the cores of its host; a rank alone there keeps OMP_NUM_THREADS."""
+        if "OMP_NUM_THREADS" not in os.environ or self.local_world_size > 1:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.local_world_size))
+
+    def meet(self, config: str) -> Any:
+        """``meet`` with the interface that other hosts reach, for as long as the environment says.
+
+        Args:
+            config: as text, which must be the same on all ranks.
+        """
+        if self.world_size > self.local_world_size:
+            # Left alone, both take the interface of the host's name, which is often one that other hosts do not reach.
+            interface = interface_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            if interface is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        return meet(
+            Greeting.own(self.rank, config),
+            world_size=self.world_size,
+            local_world_size=self.local_world_size,
+            seconds=float(os.environ.get("SEGCLIP_MEETING_SECONDS", MEETING_SECONDS)),
+        )
 
 
 def meet(

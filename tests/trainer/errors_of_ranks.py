@@ -9,14 +9,13 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from segclip.rank_errors import RankError
+from segclip.rank_errors import RankError, lost_peer
 from segclip.trainer.distributed import Ranks, agreed, on_first
-from segclip.trainer.run import _lost_peer
 
 if __name__ == "__main__":
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-    ranks = Ranks(rank, rank, 2, 2, torch.device("cpu"))
+    ranks = Ranks(rank, 2, torch.device("cpu"))
 
     def fail_with(error: Exception) -> None:
         raise error
@@ -46,5 +45,5 @@ if __name__ == "__main__":
     try:
         on_first(ranks, lambda: fail_with(KeyError("a fault")))
     except RuntimeError as error:
-        lost = _lost_peer(error)
+        lost = lost_peer(error)
         tell("lost", lambda: lost)

@@ -32,7 +32,7 @@ def test_peaks_by_name(name: str, tera: float) -> None:
 
 def test_a_device_nobody_knows_has_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_run_config(QUICKSTART)
-    ranks = Ranks(0, 0, 2, 2, torch.device("cpu"))
+    ranks = Ranks(0, 2, torch.device("cpu"))
     found = Utilisation(config, ranks).metrics(400.0)
     assert found["speed/samples_per_second_per_process"] == 200
     assert found["speed/model_tflops_per_process"] == pytest.approx(

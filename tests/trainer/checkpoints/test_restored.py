@@ -27,7 +27,7 @@ WEIGHTS = "mp_rank_00_model_states.pt"
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 0, 1, 1, torch.device("cpu"))
+    yield Ranks(0, 1, torch.device("cpu"))
     dist.destroy_process_group()
 
 
