@@ -7,14 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.distributed as dist
-
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import BatchStream
 from segclip.data_pipelines.quarantine import check_budget
 from segclip.rank_errors import RankError
 from segclip.trainer.checkpoints.train_state import TrainState
-from segclip.trainer.distributed import Ranks
+from segclip.trainer.distributed import Ranks, gathered
 
 __all__ = ["DataCounts", "check_data", "count_data", "data_rates"]
 
@@ -41,25 +39,22 @@ class DataCounts:
         return named | {"data/bad_shards": float(len(self.bad_shards))}
 
 
-def count_data(stream: BatchStream, ranks: Ranks, before: DataCounts) -> DataCounts:
+def count_data(stream: BatchStream, before: DataCounts) -> DataCounts:
     """Counts of all ranks, on top of those of earlier processes. Called by every rank."""
-    told: list[tuple[Counter[str], set[int]]] = [(Counter(), set())] * ranks.world_size
-    dist.all_gather_object(told, (stream.counts, stream.bad_shards))
     counts, bad_shards = Counter(before.counts), set(before.bad_shards)
-    for rank_counts, rank_shards in told:
+    for rank_counts, rank_shards in gathered((stream.counts, stream.bad_shards)):
         counts.update(rank_counts)
         bad_shards |= rank_shards
     return DataCounts(counts, frozenset(bad_shards))
 
 
 def data_rates(
-    stream: BatchStream, ranks: Ranks, last: DataCounts, now: DataCounts, seconds: float, waited: float
+    stream: BatchStream, last: DataCounts, now: DataCounts, seconds: float, waited: float
 ) -> dict[str, float]:
     """How well the data keep up. Called by every rank.
 
     Args:
         stream: this rank's.
-        ranks: all of them.
         last, now: counts at the last report and at this one.
         seconds: between the two.
         waited: seconds of these that this rank waited for batches.
@@ -69,9 +64,8 @@ def data_rates(
         ``data/shards_ready``: fullness of the queues of the rank where they are emptiest; ``data/mb_per_second``: read
         from the stores by all ranks.
     """
-    told: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * ranks.world_size
-    dist.all_gather_object(told, (waited, stream.batches_ready, stream.shards_ready))
-    waits, batches, shards = zip(*told, strict=True)
+    own = (waited, stream.batches_ready, stream.shards_ready)
+    waits, batches, shards = zip(*gathered(own), strict=True)
     fetched = now.counts["store/bytes"] - last.counts["store/bytes"]
     return {
         "data/wait_share": max(waits) / seconds,

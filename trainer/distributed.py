@@ -19,7 +19,7 @@ from segclip.rank_errors import RankError, raise_first
 from segclip.rendezvous import Place
 from segclip.trainer.watch import Watch
 
-__all__ = ["Ranks", "agreed", "broadcast", "on_first", "prepare_builds", "start"]
+__all__ = ["Ranks", "agreed", "broadcast", "gathered", "on_first", "patient_group", "prepare_builds", "start"]
 
 Value = TypeVar("Value")
 # In a collective of a step.
@@ -122,9 +122,7 @@ def agreed(ranks: Ranks, work: Callable[[], Value], group: Any = None) -> Value:
         result = work()
     except (ValueError, OSError, UserError) as error:
         caught = error
-    problems: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(problems, None if caught is None else one_line(caught), group=group)
-    raise_first(problems, ranks.rank, caught)
+    raise_first(gathered(None if caught is None else one_line(caught), group), ranks.rank, caught)
     return result  # type: ignore[return-value]
 
 
@@ -135,16 +133,27 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def on_first(ranks: Ranks, work: Callable[[], None], longest: datetime.timedelta = LONGEST_WAIT) -> None:
-    """Do ``work`` on the first rank while the others wait, past the time limit of ordinary collectives.
+def gathered(value: Value, group: Any = None) -> list[Value]:
+    """The values of all ranks in their order, on every rank; through ``group`` if not through that of the run."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
 
-    They wait on the CPU in a group of their own.
+
+def patient_group() -> Any:
+    """All ranks once more, on the CPU, for work that takes as long as it takes: past the time limit of a step's
+    collectives, and beside them."""
+    return dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+
+def on_first(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Do ``work`` on the first rank while the others wait, in a ``patient_group``.
 
     Raises:
         RankError: ``work`` failed with a user's error, raised on all ranks. Any other error is raised on the first rank
             alone; when that ends, the others find their connection to it closed.
     """
-    group: Any = dist.new_group(backend="gloo", timeout=longest)
+    group = patient_group()
     caught: Exception | None = None
     if ranks.is_first:
         try:

@@ -123,7 +123,7 @@ def _run_steps(
 
     def save(step: int) -> None:
         run_id = broadcast(tracker.run_id if tracker is not None else None)
-        now = count_data(stream, ranks, before)
+        now = count_data(stream, before)
         batch_size, commit = config.train.global_batch, git_commit()
         reached = TrainState(
             step, config.seed, batch_size, run_id, commit, run.data, **now.as_state(), best=best
@@ -149,8 +149,8 @@ def _run_steps(
             metrics = step_metrics(result) | {f"lr/{name}": rate for name, rate in rates.items()}
             metrics |= line.rates(step) | peak_memory(ranks)
             metrics |= utilisation.metrics(metrics["samples_per_second"])
-            last, counted = counted, count_data(stream, ranks, before)
-            metrics |= counted.metrics() | data_rates(stream, ranks, last, counted, line.seconds, waited)
+            last, counted = counted, count_data(stream, before)
+            metrics |= counted.metrics() | data_rates(stream, last, counted, line.seconds, waited)
             metrics |= step_health(engine) | timer.take(step - reported) | writer.cost.metrics()
             reported = step
             waited = 0.0

@@ -19,7 +19,7 @@ from segclip.eval.weights import load_model
 from segclip.models.config import ModelConfig
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import EvaluationConfig
-from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed, on_first
+from segclip.trainer.distributed import Ranks, agreed, gathered, on_first, patient_group
 from segclip.trainer.tracking import Tracker
 
 __all__ = ["check_evaluation", "plain_copy", "score_entry", "score_export", "score_training"]
@@ -137,11 +137,8 @@ def _shared(
     def score() -> Part | None:
         return evaluate_part(model, own, protocol) if len(own) else None
 
-    # Shares take as long as they take, on the CPU in a group of its own: past the time limit of a step's collectives.
-    group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    part = agreed(ranks, score, group)
-    parts: list[Part | None] = [None] * ranks.world_size
-    dist.all_gather_object(parts, part, group=group)
+    group = patient_group()
+    parts = gathered(agreed(ranks, score, group), group)
     dist.destroy_process_group(group)
     return conclude(
         [each for each in parts if each is not None], model, dataset, protocol, checkpoint=checkpoint

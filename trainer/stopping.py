@@ -11,14 +11,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from segclip.console import UserError, one_line
 from segclip.rank_errors import RankError
-from segclip.trainer.distributed import LONGEST_WAIT, Ranks
+from segclip.trainer.distributed import Ranks, gathered, patient_group
 from segclip.trainer.watch import doing
 
 __all__ = ["ASKED", "StopAsked", "Stopping"]
@@ -45,7 +45,7 @@ class Stopping:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._group = patient_group()
         self._asked = 0
         self._stepping = False
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -101,8 +101,7 @@ class Stopping:
             self._note(self._asked, None)
 
     def _raise(self, problem: Exception | None) -> None:
-        problems: list[str | None] = [None] * self._ranks.world_size
-        dist.all_gather_object(problems, None if problem is None else one_line(problem), group=self._group)
+        problems = gathered(None if problem is None else one_line(problem), self._group)
         first = next(rank for rank, text in enumerate(problems) if text is not None)
         raise RankError(
             f"rank {first}: {problems[first]}", is_reporter=self._ranks.rank == first

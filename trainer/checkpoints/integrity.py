@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch.distributed as dist
-
 from segclip.console import one_line
 from segclip.rank_errors import RankError
 from segclip.trainer.checkpoints.folder import (
@@ -20,7 +18,7 @@ from segclip.trainer.checkpoints.folder import (
     set_aside,
 )
 from segclip.trainer.checkpoints.train_state import STATE
-from segclip.trainer.distributed import Ranks, agreed, broadcast
+from segclip.trainer.distributed import Ranks, agreed, broadcast, gathered
 
 __all__ = ["find_intact", "newest_intact", "none_intact", "sha256_of"]
 
@@ -80,9 +78,7 @@ def _damage_of(folder: Path, ranks: Ranks) -> str | None:
                 own = f"{folder / name} has sha256 {digest[:12]}..., {CHECKSUMS} says {sums[name][:12]}..."
     except OSError as error:
         own = one_line(error)
-    problems: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(problems, own)
-    return next(filter(None, problems), None)
+    return next(filter(None, gathered(own)), None)
 
 
 def _checksums(folder: Path) -> dict[str, str] | str:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from segclip.console import UserError, warn
 from segclip.free_space import describe_unwritten, free_bytes
@@ -40,7 +39,7 @@ from segclip.trainer.checkpoints.integrity import sha256_of
 from segclip.trainer.checkpoints.retention import superfluous
 from segclip.trainer.checkpoints.train_state import STATE, TrainState
 from segclip.trainer.checkpoints.upload import Uploads
-from segclip.trainer.distributed import LONGEST_WAIT, Ranks, agreed
+from segclip.trainer.distributed import Ranks, agreed, gathered, patient_group
 from segclip.trainer.faults import fail_at
 from segclip.trainer.watch import doing
 
@@ -98,7 +97,7 @@ class CheckpointWriter:
         self._engine, self._config, self._ranks, self._config_yaml = engine, config, ranks, config_yaml
         self._root, self._uploads = checkpoint_folder(run_dir), uploads
         # Its own: the main thread's collectives go on meanwhile.
-        self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._group = patient_group()
         self._staging = StagingEngine(pin=ranks.device.type == "cuda")
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
@@ -176,9 +175,7 @@ class CheckpointWriter:
         """Files of this rank, and on the first one those that are small; then publish."""
         try:
             sums = agreed(self._ranks, lambda: self._write_files(writing, files, state.step), self._group)
-            parts: list[dict[str, str]] = [{} for _ in range(self._ranks.world_size)]
-            dist.all_gather_object(parts, sums, group=self._group)
-            joined = {name: digest for part in parts for name, digest in part.items()}
+            joined = {name: digest for part in gathered(sums, self._group) for name, digest in part.items()}
             agreed(
                 self._ranks,
                 lambda: self._publish(writing, state, joined) if self._ranks.is_first else None,
