@@ -19,7 +19,7 @@ __all__ = ["FAULTS", "FIRED", "fail_at"]
 FAULTS, FIRED = "SEGCLIP_FAULTS", "SEGCLIP_FAULTS_FIRED"
 
 
-def fail_at(where: str, step: int, rank: int | None = None, path: Path | None = None) -> str | None:
+def fail_at(where: str, step: int, rank: int | None = None, path: Path | None = None) -> None:
     """Fail here if the fault suite wants it.
 
     Args:
@@ -28,19 +28,15 @@ def fail_at(where: str, step: int, rank: int | None = None, path: Path | None = 
         rank: this process among all; None takes it from the environment.
         path: the file that has just been written, for the fault ``"tear"``: half of it, then a kill.
 
-    Returns:
-        What the caller is to do to itself, such as ``"nan"``; None, outside the fault suite always, to go on.
-
     Raises:
         OSError: the fault ``"disk full"``.
     """
     if FAULTS not in os.environ:
-        return None
+        return
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     for fault in json.loads(os.environ[FAULTS]):
         if (fault["where"], fault["rank"], fault["step"]) == (where, rank, step) and _note(fault):
-            return _happen(fault, path)
-    return None
+            _happen(fault, path)
 
 
 def _note(fault: dict[str, object]) -> bool:
@@ -54,7 +50,7 @@ def _note(fault: dict[str, object]) -> bool:
     return True
 
 
-def _happen(fault: dict[str, object], path: Path | None) -> str | None:
+def _happen(fault: dict[str, object], path: Path | None) -> None:
     what = str(fault["what"])
     if what == "tear":
         assert path is not None
@@ -70,5 +66,4 @@ def _happen(fault: dict[str, object], path: Path | None) -> str | None:
     elif what.startswith("sleep "):
         time.sleep(float(what.removeprefix("sleep ")))
     else:
-        return what
-    return None
+        raise ValueError(f"unknown fault {what!r}")

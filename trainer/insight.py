@@ -6,7 +6,6 @@ how ZeRO divides parameters. Every rank helps to make the copy; the first one lo
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from segclip.models.noise import KeyedNoise
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, agreed
+from segclip.trainer.micro_batches import split_batch
 from segclip.trainer.optimizer import freeze, frozen_parameters, parameter_groups
+from segclip.trainer.prefetch import moved
 from segclip.trainer.scoring import plain_copy
 from segclip.trainer.tracking import Tracker
 
@@ -47,7 +48,7 @@ def look(
     model = plain_copy(engine, config.model, ranks.device)
 
     def first() -> dict[str, float]:
-        few = _first(batch, SAMPLES, ranks.device)
+        few = moved(split_batch(batch, SAMPLES)[0], ranks.device)
         metrics = gradient_norms(model, few, config)
         folder = Path(config.run_dir) / "assignments"
         folder.mkdir(exist_ok=True)
@@ -138,15 +139,6 @@ def assignment_picture(model: SegCLIP, images_BCHW: Tensor, side: int = 224) -> 
         page.paste(Image.fromarray(image_HW3).resize((side, side), Image.Resampling.BICUBIC), (left, gap))
         page.paste(overlay(image_HW3, label_HW, names, colours, side=side), (left, side + 2 * gap))
     return page
-
-
-def _first(batch: Batch, count: int, device: torch.device) -> Batch:
-    """The first samples of a batch, on a device."""
-    kept: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)[:count]
-        kept[field.name] = value.to(device) if isinstance(value, Tensor) else value
-    return replace(batch, **kept)
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -43,7 +43,7 @@ def measure(config: RunConfig, ranks: Ranks) -> tuple[CardMemory, int | None]:
     kept = gradients = 0
     for step in range(2):
         set_learning_rates(engine, 1.0)
-        with one_reduction(engine) if several else contextlib.nullcontext() as add_up:
+        with one_reduction(engine) if several else contextlib.nullcontext() as sums:
             for turn in range(2 if several else 1):
                 sizes: dict[int, int] = {}
                 with _saved(sizes, engine):
@@ -51,11 +51,10 @@ def measure(config: RunConfig, ranks: Ranks) -> tuple[CardMemory, int | None]:
                 kept = sum(sizes.values())
                 engine.backward(_loss(output, config))
                 del output
-                if add_up is not None:
-                    add_up()
-            if add_up is not None:
-                sums = add_up.__self__.held()  # type: ignore[attr-defined]  # a method of GradientSums
-                gradients = _bytes((*_gradients(engine), *sums))
+                if sums is not None:
+                    sums.add()
+            if sums is not None:
+                gradients = _bytes((*_gradients(engine), *sums.held()))
         gradients = max(gradients, _bytes(_gradients(engine)))
         gradient_norm(engine, engine.step)
     state = _bytes(_optimizer_tensors(engine))

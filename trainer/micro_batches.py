@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from segclip.data_pipelines.samples import Batch
 
 __all__ = ["batch_sizes", "split_batch"]
@@ -44,17 +46,8 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
     if size >= len(batch):
         return [batch]
     places = [slice(start, start + size) for start in range(0, len(batch), size)]
-    return [
-        Batch(
-            images=batch.images[place],
-            tokens=batch.tokens[place],
-            caption_tokens=batch.caption_tokens[place],
-            superpixels=batch.superpixels[place],
-            captions=batch.captions[place],
-            positions=batch.positions[place],
-        )
-        for place in places
-    ]
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return [Batch(**{name: value[place] for name, value in values.items()}) for place in places]
 
 
 def _near(number: int, wanted: int) -> list[int]:

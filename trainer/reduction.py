@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +13,18 @@ __all__ = ["GradientSums", "one_reduction"]
 
 
 @contextmanager
-def one_reduction(engine: Any) -> Iterator[Callable[[], None]]:
+def one_reduction(engine: Any) -> Iterator[GradientSums]:
     """Inside, backward passes add up on each rank; on leaving, gradients are averaged over ranks once.
 
     Between passes each rank holds the gradients of all parameters, at any ZeRO stage.
 
-    Yields ``GradientSums.add``, which is to be called after every backward pass.
+    Yields the sums, whose ``add`` is to be called after every backward pass.
     """
     # The plain optimiser and DeepSpeed's wrapper for low precision without ZeRO cannot coalesce.
     coalesces = hasattr(engine.optimizer, "_coalesce_grad_reduction")
     sums = GradientSums(engine.module)
     with engine.coalesce_grad_reduction() if coalesces else engine.no_sync():
-        yield sums.add
+        yield sums
         sums.write()
     if not coalesces:
         engine.allreduce_gradients()

@@ -57,22 +57,20 @@ class CenterUse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step tells about itself. Losses lie on this rank's device; their means over ranks are the batch's."""
-
-    losses: dict[str, Tensor]
-    gradient_norm: float
-    logit_scale: Tensor
-    centers: CenterUse
-
-
-class Gradients(NamedTuple):
+class Gradients:
     """What is known of the batch when all gradients are there. Means over ranks are those of the batch."""
 
     losses: dict[str, Tensor]
-    """Loss parts, unweighted, and their weighted ``total``; detached."""
+    """Loss parts, unweighted, and their weighted ``total``; detached, on this rank's device."""
     logit_scale: Tensor
     centers: CenterUse
+
+
+@dataclass(frozen=True)
+class StepResult(Gradients):
+    """What a step tells about itself."""
+
+    gradient_norm: float
 
 
 def train_step(
@@ -93,7 +91,7 @@ def train_step(
     found = compute_gradients(engine, batch, seed, config, micro_batch, timer)
     with timer.part("optimizer"):
         norm = gradient_norm(engine, engine.step)
-    return StepResult(found.losses, norm, found.logit_scale, found.centers)
+    return StepResult(found.losses, found.logit_scale, found.centers, norm)
 
 
 def compute_gradients(
@@ -172,7 +170,7 @@ def _cached_passes(
     centers: list[CenterUse] = []
     place = 0
     with ExitStack() as passes:
-        add_up = passes.enter_context(one_reduction(engine))
+        sums = passes.enter_context(one_reduction(engine))
         for part, share in zip(parts, shares, strict=True):
             own = slice(place, place + len(part))
             with timer.part("forward"):
@@ -186,7 +184,7 @@ def _cached_passes(
                 )
             with timer.part("backward"):
                 engine.backward(cached + _weighted(own_losses, config))
-                add_up()
+                sums.add()
             for name, value in own_losses.items():
                 losses[name] = losses[name] + value.detach() if name in losses else value.detach()
             centers.append(_center_use(output, len(part) / len(batch)))
