@@ -28,7 +28,15 @@ from segclip.trainer.schedule import ScheduleConfig
 from segclip.trainer.tracking import TrackingConfig
 from segclip.trainer.zero import ZeroConfig, check_combination
 
-__all__ = ["EvaluationConfig", "RunConfig", "TrainConfig", "flatten", "load_run_config", "save_run_config"]
+__all__ = [
+    "EvaluationConfig",
+    "RunConfig",
+    "TrainConfig",
+    "as_yaml",
+    "flatten",
+    "load_run_config",
+    "save_run_config",
+]
 
 
 class TrainConfig(BaseModel):
@@ -183,13 +191,18 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         raise ValueError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
 
 
+def as_yaml(config: RunConfig) -> str:
+    """The resolved configuration, every default included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
 def save_run_config(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved configuration, every default included, as YAML.
+    """Write ``as_yaml`` to a file.
 
     Raises:
         UserError: it cannot be written.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = as_yaml(config)
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 
 import torch.distributed as dist
-import yaml
 
 from segclip.code_version import git_commit
 from segclip.console import UserError
@@ -17,25 +14,19 @@ from segclip.trainer.checkpoints.train_state import Best, TrainState
 from segclip.trainer.checkpoints.upload import Uploads
 from segclip.trainer.checkpoints.writer import CheckpointWriter
 from segclip.trainer.conclusion import conclude
-from segclip.trainer.config import RunConfig, flatten, save_run_config
-from segclip.trainer.data_counts import DataCounts, check_data, count_data, data_rates
+from segclip.trainer.config import RunConfig, as_yaml, flatten, save_run_config
 from segclip.trainer.distributed import Ranks, agreed, broadcast, on_first
 from segclip.trainer.engine import set_learning_rates
 from segclip.trainer.faults import fail_at
 from segclip.trainer.insight import look
-from segclip.trainer.line_file import LineFile
-from segclip.trainer.nonfinite import SkippedSteps, step_health
+from segclip.trainer.nonfinite import SkippedSteps
 from segclip.trainer.prefetch import on_device, pinned
-from segclip.trainer.progress import ProgressLine
+from segclip.trainer.reporting import Reporter
 from segclip.trainer.scoring import score_training
 from segclip.trainer.start_up import Ready, announce, start_up
 from segclip.trainer.step import train_step
-from segclip.trainer.step_metrics import peak_memory, step_metrics
 from segclip.trainer.stopping import StopAsked, Stopping
-from segclip.trainer.timing import StepTimer
 from segclip.trainer.tracking import Tracker
-from segclip.trainer.utilisation import Utilisation
-from segclip.trainer.watch import doing
 
 __all__ = ["train"]
 
@@ -53,10 +44,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     tracker = agreed(ranks, lambda: _begin_records(config, run.state) if ranks.is_first else None)
     announce(config, ranks, run)
     uploads = Uploads(config)
-    config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    writer = CheckpointWriter(
-        run.engine, config.checkpoint, Path(config.run_dir), config_yaml, ranks, uploads
-    )
+    writer = CheckpointWriter(run.engine, config.checkpoint, config.run_dir, as_yaml(config), ranks, uploads)
     try:
         begin = time.perf_counter()
         _run_steps(config, ranks, run, tracker, stopping, writer)
@@ -110,12 +98,8 @@ def _run_steps(
 ) -> None:
     engine, stream, micro_batch = run.engine, run.stream, run.micro_batch
     steps, first_step = config.train.steps, run.first_step
-    before = DataCounts.of(run.state)
-    line = ProgressLine(first_step, steps, config.train.global_batch)
-    rows = LineFile(Path(config.run_dir) / "metrics.jsonl")
-    utilisation, timer = Utilisation(config, ranks), StepTimer(engine.device)
+    reporter = Reporter(config, ranks, run, tracker)
     skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks)
-    counted, waited, reported = before, 0.0, first_step
     best = run.state.best if run.state is not None else None
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned
@@ -123,7 +107,7 @@ def _run_steps(
 
     def save(step: int) -> None:
         run_id = broadcast(tracker.run_id if tracker is not None else None)
-        now = count_data(stream, before)
+        now = reporter.data_counts()
         batch_size, commit = config.train.global_batch, git_commit()
         reached = TrainState(
             step, config.seed, batch_size, run_id, commit, run.data, **now.as_state(), best=best
@@ -142,38 +126,17 @@ def _run_steps(
             if saved < step - 1:
                 save(step - 1)
             raise
-        waited += time.perf_counter() - begin
-        result = train_step(engine, batch, config.seed, config.loss, micro_batch, timer)
+        reporter.waited += time.perf_counter() - begin
+        result = train_step(engine, batch, config.seed, config.loss, micro_batch, reporter.timer)
         skips.look(result.gradient_norm, step)
-        if step % config.train.log_every == 0 or step in (first_step + 1, steps):
-            metrics = step_metrics(result) | {f"lr/{name}": rate for name, rate in rates.items()}
-            metrics |= line.rates(step) | peak_memory(ranks)
-            metrics |= utilisation.metrics(metrics["samples_per_second"])
-            last, counted = counted, count_data(stream, before)
-            metrics |= counted.metrics() | data_rates(stream, last, counted, line.seconds, waited)
-            metrics |= step_health(engine) | timer.take(step - reported) | writer.cost.metrics()
-            reported = step
-            waited = 0.0
-            if ranks.is_first:
-                print(line.text(step, metrics), flush=True)
-                # JSON has no number for a gradient that is not finite.
-                known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                rows.append(json.dumps({"step": step, **known}, allow_nan=False).encode() + b"\n")
-            if tracker is not None:
-                tracker.metrics(metrics, step)
-            check_data(config.data, stream, counted, ranks)
+        reporter.report(step, result, rates, writer.cost.metrics())
         if config.train.look_every and step % config.train.look_every == 0:
-            begin = time.perf_counter()
-            doing("taking a closer look")
-            look(config, engine, batch, step, tracker, ranks)
-            line.pause(time.perf_counter() - begin)
+            with reporter.pause("taking a closer look"):
+                look(config, engine, batch, step, tracker, ranks)
         if config.evaluation.every and step % config.evaluation.every == 0 and step < steps:
-            begin = time.perf_counter()
-            doing("scoring")
-            miou = score_training(config.evaluation, engine, config.model, step, tracker, ranks)
-            improved = best is None or miou > best.miou
-            best = Best(step, miou) if improved else best
-            line.pause(time.perf_counter() - begin)
+            with reporter.pause("scoring"):
+                miou = score_training(config.evaluation, engine, config.model, step, tracker, ranks)
+            best = Best(step, miou) if best is None or miou > best.miou else best
         is_best = config.checkpoint.keep_best and best is not None and best.step == step
         if step % config.checkpoint.every == 0 or step == steps or is_best:
             save(step)
