@@ -56,23 +56,14 @@ def open_checkpoint(path: str | Path) -> SegCLIP:
     Raises:
         ValueError: nothing there that can be opened.
     """
-    path = Path(path)
-    if _is_training_checkpoint(path):
+    from segclip.eval.exports import find_export, is_training_checkpoint
+
+    found = find_export(path)
+    if is_training_checkpoint(found):
         from segclip.trainer.config import load_run_config
         from segclip.trainer.export import load_training_checkpoint
 
-        return load_training_checkpoint(path, load_run_config(path / "config.yaml"))
-
-    from segclip.eval.exports import find_export
-
-    if path.is_dir() and not (path / "export").is_dir():
-        from segclip.trainer.checkpoints.folder import find_latest
-
-        # A run that has not ended has checkpoints and no export.
-        latest = find_latest(path)
-        if latest is not None:
-            return open_checkpoint(latest)
-    found = find_export(path)
+        return load_training_checkpoint(found, load_run_config(found / "config.yaml"))
 
     from segclip.models.checkpoint import load
 
@@ -86,8 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--size and --input go with --format torch-export alone")
     if size is not None and len(size) > 2:
         raise ValueError(f"--size takes one number or two (height and width), got {len(size)}")
-    if not Path(arguments.checkpoint).exists():
-        raise ValueError(f"no checkpoint at {arguments.checkpoint}: there is no such file or folder")
     folder = Path(arguments.out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; give a folder")
@@ -114,10 +103,6 @@ def run(arguments: argparse.Namespace) -> int:
         export_program(model, folder / PROGRAM_FILE, None if size is None else (size[0], size[-1]), dtype)
         print(f"wrote {folder / PROGRAM_FILE}")
     return 0
-
-
-def _is_training_checkpoint(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and (path / "checksums.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
