@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.promised import committed_figures, print_promises
-from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures
+from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures, write_json
 
 HELPERS = {
     "__init__",
@@ -88,9 +88,7 @@ def main() -> None:
         }
         print_promises("What was promised", {**older, **figures})
     if given.json:
-        path = Path(given.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        write_json(given.json, reports)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", flush=True)
     if failed:

@@ -57,17 +57,13 @@ def main() -> None:
         figures["in the background: blocked"] = Figure(blocked, "s")
         figures["in the background: blocked by the first"] = Figure(first, "s")
         figures["in the background: until it is there"] = Figure(statistics.median(seconds["total"]), "s")
-        figures["blocked / waiting for the disk"] = Figure(
-            ratio,
-            "",
-            BLOCKED,
-            ratio <= BLOCKED,
-            f"{min(seconds['blocked']):.2f}-{max(seconds['blocked']):.2f} s",
+        figures["blocked / waiting for the disk"] = Figure.at_most(
+            ratio, "", BLOCKED, f"{min(seconds['blocked']):.2f}-{max(seconds['blocked']):.2f} s"
         )
         begin = time.perf_counter()
         parts = _part("--resume", folder, given.quick, given.rounds)
         took = time.perf_counter() - begin
-        figures["start of a process to its first step"] = Figure(took, "s", RESUME, took <= RESUME, parts)
+        figures["start of a process to its first step"] = Figure.at_most(took, "s", RESUME, parts)
     print_figures("Checkpoints", figures)
     write_report(given.json, figures)
 

@@ -39,12 +39,8 @@ def main() -> None:
     figures = {
         f"{name}: in blocks": Figure(blocks["peak_mib"], "MiB", beside=f"{blocks['seconds']:.1f} s"),
         f"{name}: all logits": Figure(plain["peak_mib"], "MiB", beside=f"{plain['seconds']:.1f} s"),
-        f"{name}: share": Figure(
-            share,
-            "",
-            target,
-            None if target is None else share <= target,
-            f"losses {blocks['loss']:.6f} and {plain['loss']:.6f}",
+        f"{name}: share": Figure.at_most(
+            share, "", target, f"losses {blocks['loss']:.6f} and {plain['loss']:.6f}"
         ),
     }
     print_figures("Memory of the contrastive loss on the CPU, beyond its inputs", figures)

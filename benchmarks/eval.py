@@ -115,11 +115,12 @@ def speed(images: int, turns: int, sizes: Sequence[tuple[int, int]]) -> dict[str
         slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)
         name = f"{width} x {height}"
-        target = SPEEDUP if number == 0 else None
-        figures[f"{name}, speed / plain way"] = Figure(
-            ratio, "", target, None if target is None else ratio >= target,
+        figures[f"{name}, speed / plain way"] = Figure.at_least(
+            ratio,
+            "",
+            SPEEDUP if number == 0 else None,
             f"median of {turns} turns, {count} images each; 80 words, protocol segclip",
-        )  # fmt: skip
+        )
         figures[f"{name}, engine"] = Figure(count / fast, "images/s", beside=f"windows in batches of {BATCH}")
         figures[f"{name}, plain way"] = Figure(count / slow, "images/s", beside="two passes at batch size 1")
         figures[f"{name}, labels that differ"] = Figure(
@@ -215,8 +216,8 @@ def memory_figure(name: str, found: dict[str, float]) -> dict[str, Figure]:
     way = "segclip.segment" if name == "photo" else f"sizes of {HARDEST[name]}"
     beside = f"{way}; {found['labels']:.0f} labels found; {found['before_mib'] * 2**20 / 1e9:.2f} GB with the network"
     return {
-        f"4,000 x 3,000, {CLASSES} classes, {name}: memory above the network": Figure(
-            above, "GB", GIGABYTES, above < GIGABYTES, beside
+        f"4,000 x 3,000, {CLASSES} classes, {name}: memory above the network": Figure.at_most(
+            above, "GB", GIGABYTES, beside
         )
     }
 

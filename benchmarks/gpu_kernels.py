@@ -112,18 +112,14 @@ def measure(case: Case, ceilings: Ceilings, quick: bool) -> dict[str, Figure]:
         figures[f"{case.name}: {name}, forward"] = Figure(found.forward * 1e6, "us")
         figures[f"{case.name}: {name}, both"] = Figure(found.both * 1e6, "us", beside="forward and backward")
         most = case.most_bytes if name == "kernel" else 0
-        figures[f"{case.name}: {name}, memory"] = Figure(
-            found.memory / 2**20,
-            "MiB",
-            most / 2**20 if most else None,
-            found.memory <= most if most else None,
-            "beyond the inputs",
+        figures[f"{case.name}: {name}, memory"] = Figure.at_most(
+            found.memory / 2**20, "MiB", most / 2**20 if most else None, "beyond the inputs"
         )
     for name, target in (("eager", case.times_eager), ("compiled", 1.0)):
         if name in timings:
             ratio = timings[name].both / own.both
-            figures[f"{case.name}: times faster than {name}"] = Figure(
-                ratio, "", target, ratio >= target, "forward and backward"
+            figures[f"{case.name}: times faster than {name}"] = Figure.at_least(
+                ratio, "", target, "forward and backward"
             )
     if case.least_bytes:
         rate = case.least_bytes / own.both

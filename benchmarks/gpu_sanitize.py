@@ -44,7 +44,7 @@ def main() -> None:
     figures = {}
     for tool in given.tools or (TOOLS[:1] if given.quick else TOOLS):
         found, words = errors(sanitizer, tool)
-        figures[tool] = Figure(found, "errors", 0, not found, words)
+        figures[tool] = Figure.at_most(found, "errors", 0, words)
     print_figures("compute-sanitizer", figures)
     write_report(given.json, figures)
     if not all(figure.holds for figure in figures.values()):

@@ -109,9 +109,7 @@ def compare(found: Mapping[str, Mapping[str, Any]], batch: int, targets: bool) -
         )
         if case["mfu"] is not None:
             held = OWED if targets and name in OURS else None
-            figures[f"{label}: MFU"] = Figure(
-                case["mfu"], "", held, None if held is None else case["mfu"] >= held, f"aim {AIM}"
-            )
+            figures[f"{label}: MFU"] = Figure.at_least(case["mfu"], "", held, f"aim {AIM}")
         if case["peak_gib"] is not None:
             figures[f"{label}: peak memory"] = Figure(case["peak_gib"], "GiB")
     ran = {name: case for name, case in found.items() if "failed" not in case}
@@ -122,8 +120,8 @@ def compare(found: Mapping[str, Mapping[str, Any]], batch: int, targets: bool) -
             if name in ran:
                 ratio = ours[best]["rate"] / ran[name]["rate"]
                 held = OVER_TF32 if targets and name == "plain tf32" else None
-                figures[f"batch {batch}, times faster than {name}"] = Figure(
-                    ratio, "", held, None if held is None else ratio >= held, f"best of ours: {best}"
+                figures[f"batch {batch}, times faster than {name}"] = Figure.at_least(
+                    ratio, "", held, f"best of ours: {best}"
                 )
     return figures
 

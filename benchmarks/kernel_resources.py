@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.report import Figure, arguments, print_figures, write_report
+from benchmarks.report import Figure, arguments, print_figures, write_json, write_report
 
 # Read when Triton is first imported: what it interprets it does not compile.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -103,10 +103,8 @@ def main() -> None:
     print_figures("Compiled kernels", figures)
     report = write_report(None, figures)
     if given.json:
-        path = Path(given.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
         table = {"triton": triton.__version__, "kernels": [asdict(row) for row in rows]}
-        path.write_text(json.dumps(report | table, indent=1) + "\n", encoding="utf-8")
+        write_json(given.json, report | table)
 
 
 def known(path: Path) -> dict[tuple[str, str, str, str], Resources]:
@@ -243,11 +241,10 @@ def summary(rows: list[Resources]) -> dict[str, Figure]:
     for target in dict.fromkeys(row.target for row in rows):
         own = [row for row in rows if row.target == target]
         spilling = [row for row in own if row.spilled_bytes]
-        figures[f"{target}: kernels that spill"] = Figure(
+        figures[f"{target}: kernels that spill"] = Figure.at_most(
             len(spilling),
             f"of {len(own)}",
             0 if target == NO_SPILLS else None,
-            not spilling if target == NO_SPILLS else None,
             "; ".join(f"{row.kernel} ({row.dtype}, {row.config})" for row in spilling),
         )
     return figures

@@ -55,12 +55,8 @@ def main() -> None:
         passes = f"{given.micro_batches} passes of {batch // given.micro_batches}"
         # Not for a tiny network, whose step is overhead more than arithmetic, nor for the plain step beside itself.
         held = TARGET if given.micro_batches > 1 and not given.quick else None
-        figures[f"cached step / plain step, {name}"] = Figure(
-            found["ratio"],
-            "",
-            held,
-            found["ratio"] <= held if held is not None else None,
-            f"{passes} beside one of {batch}; median of {pairs} pairs",
+        figures[f"cached step / plain step, {name}"] = Figure.at_most(
+            found["ratio"], "", held, f"{passes} beside one of {batch}; median of {pairs} pairs"
         )
         figures[f"plain step, {name}"] = Figure(
             batch / found["plain"], "samples/s", beside=f"one pass of {batch}"

@@ -84,12 +84,11 @@ def main() -> None:
         table.add_row(name, " ".join(f"{value:.3f}" for value in values), f"{mean:.3f}", difference)
     Console().print(table)
     figures = {
-        name: Figure(
+        name: Figure.at_least(
             statistics.mean(values),
             "mIoU",
-            target=TARGET if name == "all losses" else None,
-            holds=statistics.mean(values) >= TARGET if name == "all losses" else None,
-            beside=f"seeds {' '.join(f'{value:.3f}' for value in values)}",
+            TARGET if name == "all losses" else None,
+            f"seeds {' '.join(f'{value:.3f}' for value in values)}",
         )
         for name, values in scores.items()
     }

@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+
+from segclip.code_version import git_commit
 
 __all__ = [
     "LEFT_OUT",
@@ -30,6 +31,7 @@ __all__ = [
     "machine",
     "peak_resident_mib",
     "print_figures",
+    "write_json",
     "write_report",
 ]
 
@@ -50,6 +52,16 @@ class Figure:
     """Whether it does; None without a target."""
     beside: str = ""
     """What it was measured against in the same run, and anything that a reader has to know."""
+
+    @classmethod
+    def at_least(cls, value: float, unit: str, target: float | None, beside: str = "") -> Figure:
+        """One that has to reach a target; None: it only informs."""
+        return cls(value, unit, target, None if target is None else value >= target, beside)
+
+    @classmethod
+    def at_most(cls, value: float, unit: str, target: float | None, beside: str = "") -> Figure:
+        """One that has to stay within a target; None: it only informs."""
+        return cls(value, unit, target, None if target is None else value <= target, beside)
 
 
 def arguments(description: str | None, default_json: str | None = None) -> argparse.ArgumentParser:
@@ -82,11 +94,8 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit that is checked out, with ``+changes`` if files differ from it; None outside of a repository."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    found = git_commit()
+    return found and found[:12] + ("+changes" if found.endswith("+") else "")
 
 
 def write_report(path: str | Path | None, figures: Mapping[str, Figure]) -> dict[str, Any]:
@@ -98,18 +107,21 @@ def write_report(path: str | Path | None, figures: Mapping[str, Figure]) -> dict
         "figures": {name: asdict(figure) for name, figure in figures.items()},
     }
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(path, report)
     return report
+
+
+def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
+    """A file, in a folder that is made if it is not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
 def leave_out(reason: str, path: str | Path | None) -> NoReturn:
     """End a benchmark that lacks what it needs, in one line and, for whoever started it, in the JSON at ``path``."""
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"left_out": reason}) + "\n", encoding="utf-8")
+        write_json(path, {"left_out": reason})
     print(f"error: {reason}", file=sys.stderr, flush=True)
     sys.exit(LEFT_OUT)
 
@@ -137,11 +149,6 @@ def _cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
-
-
-def _git(*command: str) -> str:
-    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def peak_resident_mib() -> float:

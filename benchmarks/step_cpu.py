@@ -112,11 +112,6 @@ def compare(
     figures: dict[str, Figure] = {}
     note = "; bfloat16 is emulated on this CPU" if missing else ""
 
-    def ratio(name: str, value: float, target: float, holds: bool, beside: str) -> None:
-        figures[f"batch {batch}, {name}"] = (
-            Figure(value, "", target, holds, beside) if targets else Figure(value, "", beside=beside)
-        )
-
     for dtype, case in found.items():
         name = f"batch {batch}, {dtype}"
         if "expected_seconds" in case:
@@ -132,11 +127,10 @@ def compare(
             case["gflops"], "GFLOP/s", beside=f"{dtype} matrix product {case['matmul_gflops']:.0f} GFLOP/s"
         )
         if dtype == "float32":
-            ratio(
-                "float32 step / matrix product",
+            figures[f"batch {batch}, float32 step / matrix product"] = Figure.at_least(
                 case["share"],
-                SHARE,
-                case["share"] >= SHARE,
+                "",
+                SHARE if targets else None,
                 f"median over {case['repeats']} steps, each beside its own",
             )
         figures[f"{name} peak memory"] = Figure(
@@ -145,18 +139,16 @@ def compare(
     if set(found) == set(DTYPES) and all("seconds" in case for case in found.values()):
         whole, half = found["float32"], found["bfloat16"]
         speedup, memory = whole["seconds"] / half["seconds"], half["peak_gib"] / whole["peak_gib"]
-        ratio(
-            "bfloat16 speed / float32",
+        figures[f"batch {batch}, bfloat16 speed / float32"] = Figure.at_least(
             speedup,
-            SPEEDUP,
-            speedup >= SPEEDUP,
+            "",
+            SPEEDUP if targets else None,
             f"float32 {whole['seconds']:.2f} s, bfloat16 {half['seconds']:.2f} s{note}",
         )
-        ratio(
-            "bfloat16 peak memory / float32",
+        figures[f"batch {batch}, bfloat16 peak memory / float32"] = Figure.at_most(
             memory,
-            MEMORY,
-            memory <= MEMORY,
+            "",
+            MEMORY if targets else None,
             f"float32 {whole['peak_gib']:.2f} GiB, bfloat16 {half['peak_gib']:.2f} GiB",
         )
     return figures
