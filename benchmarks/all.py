@@ -21,6 +21,7 @@ HELPERS = {
     "all",
     "data_cases",
     "kernel_cases",
+    "own_process",
     "photo_sets",
     "plain_eval",
     "plain_stack",

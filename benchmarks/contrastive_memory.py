@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
-from typing import Any
 
-from benchmarks.report import ROOT, Figure, arguments, peak_resident_mib, print_figures, write_report
+from benchmarks.own_process import peak_resident_mib, run_alone
+from benchmarks.report import Figure, arguments, print_figures, write_report
 
 SHARE = 0.1
 """Of the plain version's memory."""
@@ -32,7 +30,10 @@ def main() -> None:
     if given.case:
         print(json.dumps(measure(given.case, batch, given.width)))
         return
-    blocks, plain = run("blocks", batch, given.width), run("plain", batch, given.width)
+    blocks, plain = (
+        run_alone("contrastive_memory", "--case", case, "--batch", batch, "--width", given.width)
+        for case in ("blocks", "plain")
+    )
     share = blocks["peak_mib"] / plain["peak_mib"]
     target = None if given.quick else SHARE
     name = f"{batch} x {given.width}"
@@ -45,15 +46,6 @@ def main() -> None:
     }
     print_figures("Memory of the contrastive loss on the CPU, beyond its inputs", figures)
     write_report(given.json, figures)
-
-
-def run(case: str, batch: int, width: int) -> dict[str, Any]:
-    """``measure`` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.contrastive_memory", "--case", case]
-    command += ["--batch", str(batch), "--width", str(width)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def measure(case: str, batch: int, width: int) -> dict[str, float]:

@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT
+from benchmarks.own_process import run_alone
 
 __all__ = [
     "CASES",
@@ -37,12 +36,9 @@ SIGNED_FOR = timedelta(hours=2)
 
 def run_case(name: str, **settings: Any) -> dict[str, Any]:
     """A case in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.data_cases", name, json.dumps(settings)]
     # One thread a core: what is measured is a core.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return run_alone("data_cases", name, json.dumps(settings), environment=environment)
 
 
 def end_to_end(url: str, superpixels: str, stacks: list[str], rounds: int) -> dict[str, Any]:

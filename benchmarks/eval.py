@@ -17,21 +17,18 @@ photos apart, so that labels vary within a picture.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import ROOT, Figure, arguments, peak_resident_mib, print_figures, write_report
+from benchmarks.own_process import peak_resident_mib, resident_mib_from_here, run_alone
+from benchmarks.report import Figure, arguments, print_figures, write_report
 
 if TYPE_CHECKING:
     from segclip.eval.inference import ClassScorer
@@ -74,7 +71,7 @@ def main() -> None:
     if given.only != "speed":
         for protocol in ["photo"] if given.quick else HARDEST:
             print(f"memory under {protocol} ...", flush=True)
-            figures |= memory_figure(protocol, memory_alone(protocol))
+            figures |= memory_figure(protocol, run_alone("eval", "--case", protocol))
     print_figures("Evaluation of ViT-B/16 on the CPU", figures)
     write_report(given.json, figures)
 
@@ -202,14 +199,6 @@ def memory(name: str) -> dict[str, float]:
     return {"before_mib": before, "peak_mib": peak_resident_mib(), "labels": len(labels.unique())}
 
 
-def memory_alone(name: str) -> dict[str, float]:
-    """``memory`` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.eval", "--case", name]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def memory_figure(name: str, found: dict[str, float]) -> dict[str, Figure]:
     """The figure of what ``memory`` found."""
     above = (found["peak_mib"] - found["before_mib"]) * 2**20 / 1e9
@@ -291,13 +280,6 @@ def timed(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
-
-
-def resident_mib_from_here() -> float:
-    """Resident memory now, from which the peak is counted anew."""
-    with contextlib.suppress(OSError):  # some containers forbid it; then the peak counts loading too
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_resident_mib()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ __all__ = [
     "commit",
     "leave_out",
     "machine",
-    "peak_resident_mib",
     "print_figures",
     "write_json",
     "write_report",
@@ -149,12 +148,3 @@ def _cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
-
-
-def peak_resident_mib() -> float:
-    """Largest resident memory of this process so far.
-
-    Not ``getrusage``: its figure survives exec, so that a process would inherit the peak of whoever started it.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10

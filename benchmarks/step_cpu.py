@@ -16,18 +16,15 @@ take longer than --longest, going by a matrix product, is not run, and the table
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT, Figure, arguments, peak_resident_mib, print_figures, write_report
+from benchmarks.own_process import peak_resident_mib, resident_mib_from_here, run_alone
+from benchmarks.report import Figure, arguments, print_figures, write_report
 
 SPEEDUP, MEMORY, SHARE = 3.0, 0.7, 0.85
 WORDS = 32
@@ -156,14 +153,8 @@ def compare(
 
 def run(network: str, dtype: str, batch: int, repeats: int, longest: float) -> dict[str, Any]:
     """``measure`` in a process of its own."""
-    command = [
-        *(sys.executable, "-m", "benchmarks.step_cpu"),
-        *("--network", network, "--repeats", str(repeats), "--longest", str(longest)),
-        *("--case", dtype, str(batch)),
-    ]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    words = ("--network", network, "--repeats", repeats, "--longest", longest, "--case", dtype, batch)
+    return run_alone("step_cpu", *words)
 
 
 def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: float) -> dict[str, Any]:
@@ -217,17 +208,6 @@ def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: fl
         "before_gib": before / 2**10,
         "peak_gib": peak_resident_mib() / 2**10,
     }
-
-
-def resident_mib_from_here() -> float:
-    """Resident memory now, from which the peak is counted anew.
-
-    What building took before (float32 weights, on their way to bfloat16) is not the step's.
-    """
-    # Some containers forbid it; then the peak counts building too.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_resident_mib()
 
 
 def step(model: Any, images: Any, tokens: Any, superpixels: Any, noise: Any) -> None:

@@ -164,7 +164,7 @@ def test_a_single_corner_counts(turned) -> None:
 LARGE = """
 import torch
 from pathlib import Path
-from benchmarks.report import peak_resident_mib
+from benchmarks.own_process import peak_resident_mib
 from segclip.eval.cells import Cells, PixelRule, label_map
 torch.manual_seed(0)
 values = torch.rand(300, 171)
