@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from segclip.eval.bootstrap import Figures, Resampling, figures, interval, per_image_sums
+from segclip.eval.class_words import class_words
 from segclip.eval.counts import ImageCounts
 from segclip.eval.datasets.check import quick_check
 from segclip.eval.datasets.dataset import SegmentationDataset
@@ -21,7 +22,7 @@ from segclip.eval.versions import versions
 from segclip.eval.weights import weights_sha256
 from segclip.models.segclip import SegCLIP
 
-__all__ = ["Part", "class_words", "conclude"]
+__all__ = ["Part", "conclude"]
 
 _DENSE_ROWS = 512
 
@@ -127,14 +128,6 @@ def conclude(
         versions=versions(),
         image_counts=counts,
     )
-
-
-def class_words(dataset: SegmentationDataset, protocol: Protocol) -> tuple[tuple[str, ...], ...]:
-    """The phrases each class is asked by; none for a background that a threshold decides."""
-    rule = protocol.rule(dataset.name)
-    first = 1 if dataset.has_background else 0
-    named = rule.phrases() or dataset.words[first:]
-    return ((rule.background_words,) if first else ()) + named
 
 
 def _class_results(

@@ -18,33 +18,24 @@ from torch import Tensor
 
 from segclip.console import progress as progress_bar
 from segclip.eval.bootstrap import Resampling
-from segclip.eval.conclude import Part, class_words, conclude
+from segclip.eval.class_words import class_words
+from segclip.eval.conclude import Part, conclude
 from segclip.eval.counts import Tally
 from segclip.eval.datasets.dataset import Sample, SegmentationDataset
 from segclip.eval.inference import ClassScorer, Prediction, predict, scorer_words
 from segclip.eval.protocol import Geometry, Protocol
-from segclip.eval.result import ClassResult, ImageResult, Result
+from segclip.eval.result import Result
 from segclip.eval.studies import StackedScorer, StudyTally
 from segclip.eval.text import TextBank
 from segclip.eval.vocabulary import Variant
 from segclip.eval.windows import resize
 from segclip.models.segclip import SegCLIP
 
-__all__ = [
-    "ClassResult",
-    "ImageResult",
-    "Part",
-    "Result",
-    "build_scorer",
-    "class_words",
-    "conclude",
-    "evaluate",
-    "evaluate_part",
-    "predict_dataset",
-]
+__all__ = ["build_scorer", "evaluate", "evaluate_part", "predict_dataset", "scorer_from_phrases"]
 
 _READERS = 2
-_READ_AHEAD = 64
+_READ_AHEAD = 64  # images at most
+_PIXELS_AHEAD = 2**25  # of them together: a pixel with its label takes 11 bytes
 
 
 def build_scorer(
@@ -63,30 +54,12 @@ def build_scorer(
         bank: embeddings that are there already.
 
     Raises:
-        ValueError: the protocol does not cover the data set, or its class list does not fit it.
+        ValueError: protocol and data set do not go together, see ``class_words``; a word is too long for the model.
     """
-    rule = protocol.rule(dataset.name)
-    first = 1 if dataset.has_background else 0
-    if dataset.has_background and rule.background == "none":
-        raise ValueError(
-            f"data set {dataset.name!r} has a background class, but protocol {protocol.name!r} gives no "
-            f"background rule for it: in a copy of it, list under `datasets` {dataset.name!r} with `background` and "
-            "its `threshold` or `background_words`"
-        )
-    if not dataset.has_background and rule.background != "none":
-        raise ValueError(
-            f"protocol {protocol.name!r} has a background rule for data set {dataset.name!r}, which has no "
-            "background class"
-        )
+    words = class_words(dataset, protocol)
     if phrases is None:
-        phrases = rule.phrases() or dataset.words[first:]
-        wanted = len(dataset.classes) - first
-        if len(phrases) != wanted:
-            raise ValueError(
-                f"protocol {protocol.name!r} names {len(phrases)} classes for data set {dataset.name!r}, "
-                f"which has {wanted}"
-            )
-        rule.check_words(phrases)
+        phrases = words[int(dataset.has_background) :]
+    rule = protocol.rule(dataset.name)
     bank = bank or TextBank(model, protocol.templates, protocol.template_averaging)
     return scorer_from_phrases(
         model,
@@ -162,11 +135,12 @@ class _Read:
     def images(self) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Resized images for the encoder; their samples are put into ``waiting`` in the same order."""
         futures: deque[tuple[int, Future[tuple[Sample, Tensor]]]] = deque()
+        ahead = _READERS
         with ThreadPoolExecutor(_READERS) as pool:
             try:
                 following = 0
                 while futures or following < len(self.dataset):
-                    while following < len(self.dataset) and len(futures) < _READ_AHEAD:
+                    while following < len(self.dataset) and len(futures) < ahead:
                         futures.append((following, pool.submit(self._one, following)))
                         following += 1
                     index, future = futures.popleft()
@@ -177,6 +151,7 @@ class _Read:
                             raise
                         self.skipped[self.dataset.keys[index]] = str(error)
                         continue
+                    ahead = min(max(_PIXELS_AHEAD // sample.label_HW.size, _READERS), _READ_AHEAD)
                     self.waiting.append(sample)
                     yield image_3hw, (sample.label_HW.shape[0], sample.label_HW.shape[1])
             finally:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 from typing import Protocol as Shape
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from segclip.console import nearest
 from segclip.eval.datasets.published import DATASETS
 from segclip.eval.templates import template_set
+from segclip.eval.words import distinct_words, plain
+from segclip.eval.yaml_files import read_mapping, validated
 
 __all__ = ["DatasetRule", "Geometry", "Normalisation", "Place", "Protocol", "load_protocol", "protocol_names"]
 
@@ -101,8 +101,8 @@ class DatasetRule(BaseModel):
             raise ValueError("`background_words` are given exactly when `background` is words")
         if self.smallest_share is not None and self.background == "none":
             raise ValueError("`smallest_share` needs a background for small classes to give way to")
-        _plain_words("shared word", ((word,) for word in self.shared_words))
-        _plain_words("background word", ((word,) for word in self.background_words))
+        distinct_words("shared word", ((word,) for word in self.shared_words))
+        distinct_words("background word", ((word,) for word in self.background_words))
         if self.classes is not None:
             self.check_words(self.phrases() or ())
         return self
@@ -117,8 +117,8 @@ class DatasetRule(BaseModel):
             ValueError: an empty word, one that stands twice, or a background word that is also a class without
                 being listed in ``shared_words``.
         """
-        both = _plain_words("class", classes) & {_plain(word) for word in self.background_words}
-        shared = {_plain(word) for word in self.shared_words}
+        both = distinct_words("class", classes) & {plain(word) for word in self.background_words}
+        shared = {plain(word) for word in self.shared_words}
         if both - shared:
             raise ValueError(
                 f"{min(both - shared)!r} is a background word and a class, so the class would never win; "
@@ -140,24 +140,6 @@ def _at_least_one(value: int | str | None) -> int | str | None:
     if isinstance(value, int) and value < 1:
         raise ValueError(f"must be at least 1, got {value}")
     return value
-
-
-def _plain(word: str) -> str:
-    return " ".join(word.lower().split())
-
-
-def _plain_words(kind: str, groups: Iterable[tuple[str, ...]]) -> set[str]:
-    """All words as ``_plain`` has them; ValueError for an empty word or one that stands twice."""
-    seen: set[str] = set()
-    for number, group in enumerate(groups, start=1):
-        if not group or any(not word.strip() for word in group):
-            raise ValueError(f"{kind} {number} is empty; leave it out or name it")
-        for word in group:
-            plain = _plain(word)
-            if plain in seen:
-                raise ValueError(f"{kind} {word!r} stands twice; each needs words of its own")
-            seen.add(plain)
-    return seen
 
 
 class Protocol(BaseModel):
@@ -322,34 +304,17 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
     text = str(name_or_path)
     shipped = _shipped()
     if text in shipped:
-        return _parse(shipped[text].read_text(encoding="utf-8"), f"protocol {text!r}")
+        return _parse(shipped[text].read_bytes(), f"protocol {text!r}")
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"protocol file {path} does not exist")
-        return _parse(path.read_text(encoding="utf-8"), str(path))
+        return _parse(path.read_bytes(), str(path))
     raise ValueError(
         f"unknown protocol {text!r}{nearest(text, shipped)}; known: {', '.join(sorted(shipped))}, "
         "or the path of a .yaml file"
     )
 
 
-def _parse(text: str, where: str) -> Protocol:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must be a mapping of fields, got {type(content).__name__}")
-    try:
-        return Protocol.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = DatasetRule.model_fields if len(first["loc"]) > 1 else Protocol.model_fields
-            raise ValueError(
-                f"{where}: unknown field {field!r}{nearest(str(first['loc'][-1]), known)}"
-            ) from None
-        got = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
-        raise ValueError(f"{where}: field {field!r}: {first['msg']}{got}") from None
+def _parse(content: bytes, where: str) -> Protocol:
+    return validated(Protocol, read_mapping(content, where), where, nested=DatasetRule)

@@ -21,7 +21,7 @@ from segclip.eval.reports.palette import named_colours
 from segclip.eval.text import TextBank
 from segclip.eval.weights import default_protocol
 from segclip.eval.windows import resize
-from segclip.eval.words import BACKGROUND_WORDS, check_classes
+from segclip.eval.words import BACKGROUND_WORDS, check_classes, distinct_words, plain
 from segclip.models.segclip import SegCLIP
 
 __all__ = [
@@ -118,16 +118,16 @@ class Segmenter:
                 )
         others: tuple[str, ...] = ()
         if background == "words":
-            asked = {word.lower() for group in phrases for word in group}
+            asked = {plain(word) for group in phrases for word in group}
             given = BACKGROUND_WORDS if background_words is None else background_words
-            others = tuple(word for word in given if word.lower() not in asked)
+            others = tuple(word for word in given if plain(word) not in asked)
             if not others:
                 raise ValueError("no background word is left beside the classes; give others")
-            check_classes(others)
+            distinct_words("background word", ((word,) for word in others))
         if not isinstance(protocol, Protocol):
             protocol = load_protocol(default_protocol(model.card) if protocol is None else protocol)
         classes_named = tuple(group[0] for group in phrases)
-        if background and "background" in classes_named:
+        if background and "background" in map(plain, classes_named):
             raise ValueError(
                 "a class is called 'background' while the background is found by rule; name it otherwise"
             )

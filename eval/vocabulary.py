@@ -15,57 +15,54 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from segclip.console import nearest
-from segclip.eval.conclude import class_words
+from segclip.eval.class_words import class_words
 from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.metrics import class_iou
 from segclip.eval.protocol import Protocol
 from segclip.eval.result import VocabularyStudy, VocabularyVariant
+from segclip.eval.words import distinct_words, plain
+from segclip.eval.yaml_files import read_mapping, validated
 
 __all__ = ["Variant", "Vocabulary", "load_vocabulary", "variant_result", "variants"]
 
 Words = tuple[tuple[str, ...], ...]
 
+_BACKGROUND = -1
 
-class Vocabulary(BaseModel):
-    """What the file says, and where it lay."""
+
+class WordSets(BaseModel):
+    """What the file says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = "default"
-    source_sha256: str = ""
     synonyms: dict[str, tuple[str, ...]] = {}
     distractors: tuple[str, ...] = ()
 
-    @field_validator("synonyms", "distractors")
-    @classmethod
-    def _no_empty_word(
-        cls, value: dict[str, tuple[str, ...]] | tuple[str, ...]
-    ) -> dict[str, tuple[str, ...]] | tuple[str, ...]:
-        lists = value.items() if isinstance(value, dict) else [("distractors", value)]
-        for name, words in lists:
-            if isinstance(value, dict) and not words:
-                raise ValueError(f"{name!r} has no synonym")
-            if any(not word.strip() for word in words):
-                raise ValueError(f"{name!r} holds an empty word")
-            lowered = [word.strip().lower() for word in words]
-            twice = next((word for word in words if lowered.count(word.strip().lower()) > 1), None)
-            if twice is not None:
-                raise ValueError(f"{name!r} holds {twice!r} twice")
-        return value
-
     @model_validator(mode="after")
-    def _something(self) -> Vocabulary:
+    def _words(self) -> Self:
         if not self.synonyms and not self.distractors:
             raise ValueError("neither `synonyms` nor `distractors` are given")
+        distinct_words("distractor", ((word,) for word in self.distractors))
+        for name, words in self.synonyms.items():
+            if not words:
+                raise ValueError(f"{name!r} has no synonym")
+            distinct_words(f"synonym of {name!r}:", ((word,) for word in words))
         return self
+
+
+class Vocabulary(WordSets):
+    """The words with where they lay, and the SHA-256 of the file."""
+
+    source: str = "default"
+    source_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,49 +95,36 @@ def load_vocabulary(path: str | Path | None = None) -> Vocabulary:
         if not Path(path).is_file():
             raise ValueError(f"vocabulary file {path} does not exist")
         content, where = Path(path).read_bytes(), str(path)
-    try:
-        tree = yaml.safe_load(content.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"vocabulary {where} is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"vocabulary {where} must be a mapping with `synonyms` and `distractors`")
-    unknown = next((name for name in tree if name not in ("synonyms", "distractors")), None)
-    if unknown is not None:
-        raise ValueError(
-            f"vocabulary {where}: unknown field {unknown!r}{nearest(str(unknown), ('synonyms', 'distractors'))}"
-        )
-    try:
-        return Vocabulary(source=where, source_sha256=hashlib.sha256(content).hexdigest(), **tree)
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, TypeError):
-            raise ValueError(f"vocabulary {where}: {error}") from None
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
-            f"vocabulary {where}: {f'field {field!r}: ' if field else ''}{first['msg']}"
-        ) from None
+    words = validated(WordSets, read_mapping(content, f"vocabulary {where}"), f"vocabulary {where}")
+    return Vocabulary(source=where, source_sha256=hashlib.sha256(content).hexdigest(), **words.model_dump())
 
 
 def variants(vocabulary: Vocabulary, dataset: SegmentationDataset, protocol: Protocol) -> tuple[Variant, ...]:
     """The ways to ask on this data set: ``synonyms 1``, ``synonyms 2``, ... and ``distractors``.
 
     The n-th set takes the n-th synonym of each class, and begins anew where a class has fewer. Words that stand for
-    another class of the data set are left out.
+    another class of the data set, or for its background, are left out; what is given for two classes is the first's.
 
     Raises:
         ValueError: nothing of the vocabulary applies to the data set.
     """
     first = 1 if dataset.has_background else 0
-    names, asked = dataset.classes[first:], class_words(dataset, protocol)[first:]
+    every = class_words(dataset, protocol)
+    names, asked = dataset.classes[first:], every[first:]
     owner: dict[str, int] = {}
     for number, words in enumerate(asked):
         for word in (names[number], *words):
-            owner.setdefault(word.strip().lower(), number)
+            owner.setdefault(plain(word), number)
+    for word in every[0] if first else ():
+        owner.setdefault(plain(word), _BACKGROUND)
     known: dict[int, list[str]] = {}
+    taken = dict(owner)
     for key, synonyms in vocabulary.synonyms.items():
-        number = owner.get(key.strip().lower(), -1)
-        usable = [word for word in synonyms if owner.get(word.strip().lower(), number) == number]
-        if number >= 0 and usable:
+        number = owner.get(plain(key), _BACKGROUND)
+        if number == _BACKGROUND:
+            continue
+        usable = [word for word in synonyms if taken.setdefault(plain(word), number) == number]
+        if usable:
             known[number] = usable
     found = []
     for place in range(max((len(words) for words in known.values()), default=0)):
@@ -150,14 +134,14 @@ def variants(vocabulary: Vocabulary, dataset: SegmentationDataset, protocol: Pro
         )
         replaced = {names[number]: word for number, word in sorted(chosen.items())}
         found.append(Variant(f"synonyms {place + 1}", phrases, replaced))
-    added = tuple(word for word in vocabulary.distractors if word.strip().lower() not in owner)
+    added = tuple(word for word in vocabulary.distractors if plain(word) not in taken)
     if added:
         found.append(Variant("distractors", (*asked, added), {}, added))
     if not found:
         key = next(iter(vocabulary.synonyms), "")
         raise ValueError(
             f"vocabulary {vocabulary.source} has neither synonyms nor distractors for data set {dataset.name!r}"
-            + (f": it has no class {key!r}{nearest(key.lower(), owner)}" if key else "")
+            + (f": it has no class {key!r}{nearest(plain(key), owner)}" if key else "")
         )
     return tuple(found)
 

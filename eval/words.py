@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["BACKGROUND_WORDS", "check_classes", "parse_classes", "read_classes"]
+__all__ = ["BACKGROUND_WORDS", "check_classes", "distinct_words", "parse_classes", "plain", "read_classes"]
 
 BACKGROUND_WORDS = (
     "sky", "cloud", "wall", "floor", "ceiling", "building", "road", "ground", "grass", "tree", "forest",
@@ -13,6 +13,32 @@ BACKGROUND_WORDS = (
     "metal", "cloth",
 )  # fmt: skip
 """What is behind things in most photos; the words that ``background="words"`` takes for background."""
+
+
+def plain(word: str) -> str:
+    """What two spellings of one word have in common."""
+    return " ".join(word.lower().split())
+
+
+def distinct_words(kind: str, groups: Iterable[Sequence[str]]) -> set[str]:
+    """All words of some classes as ``plain`` has them.
+
+    Args:
+        kind: what an error calls a class.
+        groups: synonyms of each class.
+
+    Raises:
+        ValueError: an empty word, or a word that stands twice.
+    """
+    seen: set[str] = set()
+    for number, group in enumerate(groups, start=1):
+        if not group or any(not word.strip() for word in group):
+            raise ValueError(f"{kind} {number} is empty; leave it out or name it")
+        for word in group:
+            if plain(word) in seen:
+                raise ValueError(f"{kind} {word!r} stands twice; each needs words of its own")
+            seen.add(plain(word))
+    return seen
 
 
 def check_classes(classes: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -28,15 +54,7 @@ def check_classes(classes: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ..
     if not classes:
         raise ValueError('no classes given; name at least one, such as --classes "red circle" sand')
     groups = tuple((each,) if isinstance(each, str) else tuple(each) for each in classes)
-    seen: set[str] = set()
-    for number, group in enumerate(groups, start=1):
-        if not group or any(not word.strip() for word in group):
-            raise ValueError(f"class {number} of {len(groups)} is an empty word; leave it out or name it")
-        for word in group:
-            plain = " ".join(word.lower().split())
-            if plain in seen:
-                raise ValueError(f"class {word!r} is given twice; every class needs its own words")
-            seen.add(plain)
+    distinct_words("class", groups)
     return tuple(tuple(word.strip() for word in group) for group in groups)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from segclip.eval.conclude import Part, conclude
 from segclip.eval.datasets.dataset import SegmentationDataset, open_dataset
-from segclip.eval.evaluate import Part, Result, conclude, evaluate_part
+from segclip.eval.evaluate import evaluate_part
 from segclip.eval.protocol import Protocol, load_protocol
 from segclip.eval.reports.outputs import write_outputs
 from segclip.eval.reports.pictures import spread
 from segclip.eval.reports.terminal import summary_line
+from segclip.eval.result import Result
 from segclip.eval.weights import load_model
 from segclip.models.config import ModelConfig
 from segclip.models.segclip import SegCLIP

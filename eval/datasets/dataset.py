@@ -17,6 +17,7 @@ from segclip.eval.datasets.folder_sets import is_folder_set, load_folder_set
 from segclip.eval.datasets.images import read_image, read_label
 from segclip.eval.datasets.layouts import Files, find_base, locate
 from segclip.eval.datasets.published import DATASETS, PUBLISHED
+from segclip.eval.words import plain
 
 __all__ = [
     "DATASETS", "IGNORE", "LabelValueError", "Sample", "SegmentationDataset", "describe", "open_dataset",
@@ -59,7 +60,7 @@ class SegmentationDataset:
         keys, image_paths, label_paths: one entry an image, in split order.
         colours: RGB of each class as the label files' authors chose them, or None.
         split: name of the list of images.
-        expected_images: how many images the published split has, or None.
+        expected_images: how many images the split has as published, or before it was cut; or None.
         reduce_zero_label: the files' value 0 is ignored and class 0 is their value 1.
     """
 
@@ -74,6 +75,13 @@ class SegmentationDataset:
     split: str = "val"
     expected_images: int | None = None
     reduce_zero_label: bool = False
+
+    def __post_init__(self) -> None:
+        if self.highest_value >= IGNORE:
+            raise ValueError(
+                f"data set {self.name!r} has {len(self.classes)} classes, which takes label values up to "
+                f"{self.highest_value}; {IGNORE} stands for pixels that are not scored, so {IGNORE - 1} is the highest"
+            )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -128,7 +136,9 @@ class SegmentationDataset:
             return self
         if count < 1:
             raise ValueError(f"the number of images must be at least 1, got {count}")
-        return self.pick(range(min(count, len(self))))
+        # Of a split that nobody published it is told as well that it is not the whole.
+        whole = len(self) if self.expected_images is None else self.expected_images
+        return replace(self.pick(range(min(count, len(self)))), expected_images=whole)
 
 
 def _size(array: NDArray[np.generic]) -> str:
@@ -136,22 +146,21 @@ def _size(array: NDArray[np.generic]) -> str:
 
 
 def _check_names(classes: tuple[str, ...], words: tuple[tuple[str, ...], ...], where: str) -> None:
+    """Refuse names and words that are empty or stand twice."""
     seen: set[str] = set()
     for name in classes:
-        if name.strip().lower() in seen:
+        if plain(name) in seen:
             raise ValueError(f"{where}: class name {name!r} stands twice")
-        seen.add(name.strip().lower())
-    owner: dict[str, int] = {}
-    for number, phrases in enumerate(words):
-        if not classes[number].strip() or not phrases or any(not phrase.strip() for phrase in phrases):
+        seen.add(plain(name))
+    owner: dict[str, str] = {}
+    for number, (name, phrases) in enumerate(zip(classes, words, strict=True)):
+        if not name.strip() or not phrases or any(not phrase.strip() for phrase in phrases):
             raise ValueError(f"{where}: class {number} has an empty name")
         for phrase in phrases:
-            if phrase.strip().lower() in owner:
-                other = classes[owner[phrase.strip().lower()]]
-                raise ValueError(
-                    f"{where}: word {phrase!r} of {classes[number]!r} stands for {other!r} as well"
-                )
-            owner[phrase.strip().lower()] = number
+            if plain(phrase) in owner:
+                other = owner[plain(phrase)]
+                raise ValueError(f"{where}: word {phrase!r} of {name!r} stands for {other!r} as well")
+            owner[plain(phrase)] = name
 
 
 def describe(name: str, root: str | Path | None, split: str = "val") -> tuple[SegmentationDataset, Files]:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segclip.console import nearest
 from segclip.eval.datasets.layouts import Layout
+from segclip.eval.yaml_files import read_mapping, validated
 
 __all__ = ["FolderSet", "is_folder_set", "load_folder_set"]
 
@@ -93,21 +92,5 @@ def load_folder_set(path: str | Path) -> FolderSet:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"data set file {path} does not exist")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a mapping of fields, got {type(content).__name__}")
-    try:
-        loaded = FolderSet.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ValueError(
-                f"{path}: unknown field {name!r}{nearest(name, FolderSet.model_fields)}"
-            ) from None
-        got = f", got {first['input']!r}" if first["type"] != "missing" else ""
-        raise ValueError(f"{path}: field {name!r}: {first['msg']}{got}") from None
+    loaded = validated(FolderSet, read_mapping(path.read_bytes(), str(path)), str(path))
     return loaded if loaded.name else loaded.model_copy(update={"name": path.stem})

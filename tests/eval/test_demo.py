@@ -73,7 +73,7 @@ def test_a_picture_is_divided_and_the_threshold_moved(address, pictures, tmp_pat
             page.locator("input[type=file]").first.set_input_files(tmp_path / "photo.png")
         page.locator("#words textarea").fill("red circle\ncat, kitten\nCAT")
         segment.click()
-        assert told("twice") == "error: class 'CAT' is given twice; every class needs its own words"
+        assert told("twice") == "error: class 'CAT' stands twice; each needs words of its own"
         page.locator("#words textarea").fill("red circle\ncat, kitten\nsand\nblue <b>thing</b>")
         segment.click()
         assert told("^90 x 60 pixels").startswith("90 x 60 pixels")

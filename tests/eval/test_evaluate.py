@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from segclip.eval.datasets.dataset import open_dataset
+from segclip.eval.datasets.dataset import Sample, SegmentationDataset, open_dataset
 from segclip.eval.evaluate import build_scorer, evaluate, predict_dataset
 from segclip.eval.protocol import load_protocol
 from segclip.eval.reports.outputs import write_outputs
@@ -44,6 +45,28 @@ def test_batch_size_and_limit(model, scenes_root) -> None:
         evaluate(model, dataset, SCENES, batch_size=1).confusion == evaluate(model, dataset, SCENES).confusion
     )
     assert evaluate(model, dataset.first(2), SCENES).images == 2
+
+
+class _Noting(SegmentationDataset):
+    """Notes what is read of it."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        self.__dict__.setdefault("read", []).append(index)
+        return sample
+
+
+def test_of_large_images_few_are_read_ahead(model, scenes_root, monkeypatch) -> None:
+    """A label map of 12 million pixels takes 96 MB: sixty-four of them would fill most machines."""
+    plain = open_dataset("scenes", scenes_root).pick([0, 1, 2, 3, 4] * 4)
+    dataset = _Noting(**{each.name: getattr(plain, each.name) for each in fields(plain)})
+    monkeypatch.setattr("segclip.eval.evaluate._PIXELS_AHEAD", 1000)
+    pairs = predict_dataset(model, dataset, SCENES, batch_size=1)
+    for number in range(1, 4):
+        next(pairs)
+        time.sleep(0.1)
+        assert len(dataset.__dict__["read"]) <= number + 2
+    pairs.close()
 
 
 def test_the_models_mode_is_left_as_it_was(model, scenes_root) -> None:

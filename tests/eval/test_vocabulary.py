@@ -30,8 +30,22 @@ def test_sets_of_synonyms_and_distractors(scenes_root) -> None:
     assert distractors.added == ("dinosaur", "violin")
     assert distractors.phrases[-1] == ("dinosaur", "violin")
     assert len(distractors.phrases) == len(dataset.classes) + 1
-    taken = Vocabulary(synonyms={"sand": ("water", "beach")})
-    assert [each.replaced for each in variants(taken, dataset, SCENES)] == [{"sand": "beach"}]
+    taken = Vocabulary(
+        synonyms={"sand": ("water", "beach"), "grass": ("beach", "lawn")}, distractors=("lawn", "ox")
+    )
+    synonyms, distractors = variants(taken, dataset, SCENES)
+    assert synonyms.replaced == {"sand": "beach", "grass": "lawn"}
+    assert distractors.added == ("ox",)
+
+
+def test_words_of_the_background_are_nobody_elses(tmp_path, write_voc, pictures) -> None:
+    """SCLIP's background is "desk", among others: a table that was asked by it would never be found."""
+    write_voc(tmp_path, [("a", pictures(8, 9), np.zeros((8, 9)))])
+    dataset, protocol = open_dataset("voc21", tmp_path), load_protocol("sclip")
+    words = Vocabulary(synonyms={"diningtable": ("desk", "dining table")}, distractors=("sky", "violin"))
+    synonyms, distractors = variants(words, dataset, protocol)
+    assert synonyms.replaced == {"diningtable": "dining table"}
+    assert distractors.added == ("violin",)
 
 
 def test_counts_equal_an_evaluation_with_those_words(model, scenes_root) -> None:
@@ -86,11 +100,13 @@ def test_the_words_that_come_with_the_package_cover_voc() -> None:
     ("text", "message"),
     [
         ("synonyms: [", "is not valid YAML"),
-        ("- a", "must be a mapping with `synonyms` and `distractors`"),
+        ("- a", "must be a mapping of fields, got list"),
         ("synonym: {a: [b]}", "unknown field 'synonym' (did you mean 'synonyms'?)"),
         ("distractors: []", "neither `synonyms` nor `distractors`"),
-        ("distractors: [a, ' ']", "'distractors' holds an empty word"),
-        ("distractors: [a, b, A]", "'distractors' holds 'a' twice"),
+        ("distractors: [a, ' ']", "distractor 2 is empty"),
+        ("distractors: [a, b, A]", "distractor 'A' stands twice"),
+        ("synonyms: {cat: [a, a]}", "synonym of 'cat': 'a' stands twice"),
+        ("{source: x, distractors: [a]}", "unknown field 'source'"),
         ("synonyms: {cat: []}", "'cat' has no synonym"),
         ("synonyms: {cat: kitty}", "field 'synonyms.cat'"),
     ],

@@ -28,3 +28,9 @@ def test_a_part_of_a_published_split_says_so(scenes_root) -> None:
     check = quick_check(dataset.first(2))
     assert not check.ok
     assert "2 images, but split 'val' of scenes has 5" in check.warnings[0]
+
+
+def test_so_does_a_part_of_one_that_nobody_published(scenes_root) -> None:
+    check = quick_check(open_dataset("scenes", scenes_root).first(4).first(2))
+    assert (check.ok, check.images, check.expected_images) == (False, 2, 5)
+    assert quick_check(open_dataset("scenes", scenes_root).first(5)).ok

@@ -327,6 +327,7 @@ def test_folders_of_ones_own(garden, tmp_path_factory) -> None:
     [
         ({"classes": []}, "field 'classes': "),
         ({"classes": ["a", "b", "A "]}, "class name 'A ' stands twice"),
+        ({"classes": ["a", "pot plant", "pot  plant"]}, "class name 'pot  plant' stands twice"),
         ({"classes": ["a", {"b": ["x", "a"]}, "c"]}, "word 'a' of 'b' stands for 'a' as well"),
         ({"classes": ["a", {"b": [" "]}, "c"]}, "class 1 has an empty name"),
         ({"classes": ["a", {"b": []}, "c"]}, "class 1 has an empty name"),
@@ -337,6 +338,10 @@ def test_folders_of_ones_own(garden, tmp_path_factory) -> None:
             r"no pictures under data root .*garden: is this garden\?|no pictures under",
         ),
         ({"root": "nowhere"}, "is not a folder"),
+        (
+            {"classes": [f"c{number}" for number in range(256)]},
+            "has 256 classes, which takes label values up to 255; 255 stands for pixels that are not scored",
+        ),
     ],
 )
 def test_bad_class_files(garden, change, message) -> None:
