@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from segclip.eval.protocol import ModelSizes, Protocol
     from segclip.eval.ranks import Ranks
 
-__all__ = ["Cell", "data_roots", "earlier_result", "matrix_table", "one_cell", "run_matrix"]
+__all__ = [
+    "Cell", "cell_name", "data_roots", "default_protocol", "earlier_result", "evaluation_folder", "matrix_table",
+    "one_cell", "run_matrix",
+]  # fmt: skip
 
 FORMAT = 1
 
@@ -126,7 +129,7 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
     from segclip.eval.exports import find_export
     from segclip.eval.protocol import load_protocol
 
-    asked = arguments.protocol or ["segclip"]
+    asked = arguments.protocol or [default_protocol(arguments.dataset)]
     protocols = {name: load_protocol(name) for name in asked}
     _refuse_repeated("protocols", [protocol.name for protocol in protocols.values()], asked)
     roots = data_roots(arguments.data_root or (), arguments.dataset)
@@ -135,18 +138,13 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
         for name, root in roots.items()
     )
     _refuse_repeated("data sets", [row.dataset.name for row in rows], arguments.dataset)
-    place = Path(arguments.checkpoint)
-    folder = (place.parent if place.is_file() else place) / "evaluation"
-    return _Plan(
-        rows,
-        protocols,
-        find_export(arguments.checkpoint),
-        folder if arguments.out is None else Path(arguments.out),
-    )
+    folder = evaluation_folder(arguments.checkpoint) if arguments.out is None else Path(arguments.out)
+    return _Plan(rows, protocols, find_export(arguments.checkpoint), folder)
 
 
 def run_matrix(
     arguments: argparse.Namespace,
+    check_cell: Callable[[argparse.Namespace], object],
     evaluate_cell: Callable[[argparse.Namespace], object],
     ranks: Ranks | None = None,
 ) -> int:
@@ -154,6 +152,7 @@ def run_matrix(
 
     Args:
         arguments: of ``segclip-eval``, with lists of data sets, protocols and data roots.
+        check_cell: refuses the command line of a single evaluation that cannot be done; loads nothing.
         evaluate_cell: scores one data set under one protocol and writes ``result.json`` into ``out``, on all ranks.
         ranks: that share the images of each cell; the first looks at earlier results, prints and writes.
 
@@ -169,19 +168,32 @@ def run_matrix(
     is_first = ranks is None or ranks.is_first
     console = Console()
 
+    def undefined() -> list[str | None]:
+        """Why each cell is left out; whatever else is wrong with one is said before the first is scored."""
+        reasons = []
+        for row, (given, protocol) in product(plan.rows, plan.protocols.items()):
+            reasons.append(_undefined(row.dataset, protocol, config))
+            if reasons[-1] is None:
+                check_cell(_of_cell(arguments, plan, row, given, protocol))
+        return reasons
+
+    reasons = undefined() if ranks is None else ranks.agreed(undefined)
     cells = []
-    for row, (given, protocol) in product(plan.rows, plan.protocols.items()):
-        name = _cell_name(row.dataset, protocol, arguments)
-        path = plan.folder / name / "result.json"
-        reason = _undefined(row.dataset, protocol, config)
+    for (row, (given, protocol)), reason in zip(
+        product(plan.rows, plan.protocols.items()), reasons, strict=True
+    ):
         if reason is not None:
             cells.append(Cell(row.dataset.name, protocol.name, protocol.sha256, reason))
             continue
-        earlier = earlier_result(path, weights, row.dataset, protocol, arguments) if is_first else None
+        own = _of_cell(arguments, plan, row, given, protocol)
+        if is_first and arguments.thresholds and not own.thresholds:
+            said = f"{row.dataset.name} under {protocol.name}: no background threshold to study"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+        path = Path(own.out) / "result.json"
+        earlier = earlier_result(path, weights, row.dataset, protocol, own) if is_first else None
         known = earlier is not None if ranks is None else ranks.gather(earlier is not None)[0]
         if not known:
-            asked = {"dataset": row.asked, "protocol": given, "data_root": row.root, "out": str(path.parent)}
-            evaluate_cell(argparse.Namespace(**{**vars(arguments), **asked}))
+            evaluate_cell(own)
         if not is_first:
             continue
         if earlier is not None:
@@ -194,7 +206,7 @@ def run_matrix(
                 protocol.sha256,
                 miou=result.miou,
                 images=result.images,
-                result=f"{name}/{path.name}",
+                result=f"{path.parent.name}/{path.name}",
                 computed=not known,
             )
         )
@@ -203,39 +215,48 @@ def run_matrix(
     return 0
 
 
+def _of_cell(
+    arguments: argparse.Namespace, plan: _Plan, row: _Row, given: str, protocol: Protocol
+) -> argparse.Namespace:
+    """The command line of the evaluation that a cell is; thresholds are studied where there is one."""
+    own = {
+        **vars(arguments),
+        "dataset": row.asked,
+        "protocol": given,
+        "data_root": row.root,
+        "out": str(plan.folder / cell_name(row.dataset, protocol, arguments)),
+    }
+    if arguments.thresholds and protocol.rule(row.dataset.name).threshold is None:
+        own |= {"thresholds": False, "tune_split": None, "tune_limit": None}
+    return argparse.Namespace(**own)
+
+
 def earlier_result(
-    path: Path,
-    weights: str,
-    dataset: SegmentationDataset,
-    protocol: Protocol,
-    arguments: argparse.Namespace,
+    path: Path, weights: str, dataset: SegmentationDataset, protocol: Protocol, arguments: argparse.Namespace
 ) -> Result | None:
-    """The result at ``path`` if it is the one that would be computed: of equal weights, protocol, images and words.
+    """The result at ``path`` if it is the one that ``arguments`` would make: of equal weights, protocol, images and
+    words, with the studies that are asked for.
 
     Images are compared by their names; that files of the same names were changed is not seen.
     """
+    from segclip.eval.class_words import class_words
     from segclip.eval.datasets.check import quick_check
-    from segclip.eval.evaluate import class_words
 
     try:
         result = Result.read(path)
     except ValueError:
         return None  # none yet, or of another version
-    wanted = [
-        (name, words) for name, words in zip(dataset.classes, class_words(dataset, protocol), strict=True)
-    ]
+    wanted = zip(dataset.classes, class_words(dataset, protocol), strict=True)
     same = (
         result.weights_sha256 == weights
         and result.protocol_sha256 == protocol.sha256
         and result.dataset_check == quick_check(dataset)
-        and [(each.name, each.words) for each in result.classes] == wanted
+        and [(each.name, each.words) for each in result.classes] == list(wanted)
         and (not result.skipped or arguments.skip_broken)
         and _intervals_as_asked(result, arguments)
+        and _thresholds_as_asked(result, arguments)
+        and _vocabulary_as_asked(result, arguments)
     )
-    # Studies that were made and are not asked for now do no harm.
-    for option, study in (("thresholds", result.thresholds), ("vocabulary", result.vocabulary)):
-        asked = getattr(arguments, option, None)
-        same = same and (asked in (None, False) or study is not None)
     return result if same else None
 
 
@@ -243,6 +264,32 @@ def _intervals_as_asked(result: Result, arguments: argparse.Namespace) -> bool:
     if result.intervals is None:
         return result.images < 2 or not arguments.bootstrap
     return (result.intervals.draws, result.intervals.level) == (arguments.bootstrap, arguments.confidence)
+
+
+def _thresholds_as_asked(result: Result, arguments: argparse.Namespace) -> bool:
+    """A study that was made and is not asked for now does no harm; nor does a tuned threshold more."""
+    if not arguments.thresholds:
+        return True
+    if result.thresholds is None:
+        return False
+    if arguments.tune_split is None:
+        return True
+    from segclip.eval.datasets.dataset import open_dataset
+
+    tune = open_dataset(arguments.dataset, arguments.data_root, arguments.tune_split).first(
+        arguments.tune_limit
+    )
+    return (result.thresholds.tune_split, result.thresholds.tune_images) == (tune.split, len(tune))
+
+
+def _vocabulary_as_asked(result: Result, arguments: argparse.Namespace) -> bool:
+    if arguments.vocabulary is None:
+        return True
+    if result.vocabulary is None:
+        return False
+    from segclip.eval.vocabulary import load_vocabulary
+
+    return result.vocabulary.source_sha256 == load_vocabulary(arguments.vocabulary or None).source_sha256
 
 
 def matrix_table(cells: Sequence[Cell]) -> Table:
@@ -279,16 +326,29 @@ def _show_and_write(path: Path, cells: Sequence[Cell], weights: str, console: Co
 
 def _undefined(dataset: SegmentationDataset, protocol: Protocol, config: ModelSizes) -> str | None:
     """Why the protocol says nothing about the data set or the model; None if it does."""
+    from segclip.eval.class_words import class_words
+
     try:
-        protocol.rule(dataset.name)
+        class_words(dataset, protocol)
         protocol.geometry(config, dataset.name)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _cell_name(dataset: SegmentationDataset, protocol: Protocol, arguments: argparse.Namespace) -> str:
-    """As the folder of a single evaluation is called."""
+def default_protocol(datasets: Sequence[str]) -> str:
+    """The protocol of who names none."""
+    return "scenes" if set(datasets) == {"scenes"} else "segclip"
+
+
+def evaluation_folder(checkpoint: str) -> Path:
+    """Where evaluations of a checkpoint go, beside it, if nothing else is said."""
+    place = Path(checkpoint)
+    return (place.parent if place.is_file() else place) / "evaluation"
+
+
+def cell_name(dataset: SegmentationDataset, protocol: Protocol, arguments: argparse.Namespace) -> str:
+    """A folder's name: another one for each data set, protocol and part of the data set."""
     name = f"{dataset.name}-{protocol.name}"
     if arguments.split != "val":
         name += f"-{arguments.split}"

@@ -139,7 +139,9 @@ def _one_or_all(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     from segclip.eval.matrix import one_cell, run_matrix
 
     if arguments.matrix:
-        return run_matrix(arguments, lambda cell: _run(cell, ranks), ranks)
+        return run_matrix(
+            arguments, lambda cell: _task(cell, _prepared(cell)), lambda cell: _run(cell, ranks), ranks
+        )
     one = one_cell(arguments) if ranks is None else ranks.agreed(lambda: one_cell(arguments))
     return _run(one, ranks)
 
@@ -157,21 +159,23 @@ class _Prepared:
 
 def _prepared(arguments: argparse.Namespace) -> _Prepared:
     """Cheap checks come first, so that a typing error costs no time."""
+    from segclip.eval.class_words import class_words
     from segclip.eval.datasets.dataset import open_dataset
     from segclip.eval.exports import find_export
+    from segclip.eval.matrix import cell_name, default_protocol, evaluation_folder
     from segclip.eval.protocol import load_protocol
 
     if arguments.mlflow:
         from segclip.eval.reports.mlflow_log import check_store
 
         check_store(arguments.mlflow)
-    protocol = load_protocol(arguments.protocol or ("scenes" if arguments.dataset == "scenes" else "segclip"))
+    protocol = load_protocol(arguments.protocol or default_protocol([arguments.dataset]))
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if arguments.pictures < 0:
         raise ValueError(f"--pictures must be at least 0, got {arguments.pictures}")
     dataset = open_dataset(arguments.dataset, arguments.data_root, arguments.split).first(arguments.limit)
-    protocol.rule(dataset.name)
+    class_words(dataset, protocol)
     if arguments.tune_split is not None and not arguments.thresholds:
         raise ValueError("--tune-split is for the study of thresholds: give --thresholds as well")
     if arguments.tune_limit is not None and arguments.tune_split is None:
@@ -182,7 +186,10 @@ def _prepared(arguments: argparse.Namespace) -> _Prepared:
             arguments.tune_limit
         )
     checkpoint = find_export(arguments.checkpoint)
-    folder = default_folder(arguments, protocol.name) if arguments.out is None else Path(arguments.out)
+    if arguments.out is None:
+        folder = evaluation_folder(arguments.checkpoint) / cell_name(dataset, protocol, arguments)
+    else:
+        folder = Path(arguments.out)
     return _Prepared(dataset, protocol, checkpoint, folder, tune)
 
 
@@ -277,18 +284,6 @@ def _record(arguments: argparse.Namespace, folder: Path, result: Result, files: 
         return EXIT_NOT_RECORDED
     print(f"MLflow run {run_id}")
     return 0
-
-
-def default_folder(arguments: argparse.Namespace, protocol: str) -> Path:
-    """A folder beside the checkpoint, another for each data set, protocol and part of the data set."""
-    place = Path(arguments.checkpoint)
-    own = Path(arguments.dataset)  # a name, or a YAML file
-    name = f"{own.stem if own.suffix else own.name}-{protocol}"
-    if arguments.split != "val":
-        name += f"-{arguments.split}"
-    if arguments.limit is not None:
-        name += f"-first{arguments.limit}"
-    return (place.parent if place.is_file() else place) / "evaluation" / name
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

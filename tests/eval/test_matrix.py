@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -82,6 +84,66 @@ def test_a_changed_protocol_or_image_list_is_scored_again(
     assert changed["images"] == 4
     (out / "scenes-plain" / "result.json").write_text("{")
     assert matrix(checkpoint, scenes_root, protocols[:1], out)["cells"][0]["computed"]
+
+
+def test_studies_are_made_where_they_can_be_and_made_again_if_others_are_asked_for(
+    checkpoint, scenes_root, write_voc, pictures, tmp_path, capsys
+) -> None:
+    """Of two data sets one has a background, which one of two protocols finds by a threshold."""
+    pairs = [(f"image_{n}", pictures(24, 30, n), np.resize(range(21), (24, 30))) for n in range(3)]
+    splits = write_voc(tmp_path / "voc", pairs) / "ImageSets" / "Segmentation"
+    for name, numbers in (("val", (0,)), ("train", (1, 2)), ("other", (2,))):
+        (splits / f"{name}.txt").write_text("".join(f"image_{number}\n" for number in numbers))
+    rule = {"background": "threshold", "threshold": 0.3}
+    asked = [
+        write_protocol(tmp_path, "with", datasets={"voc21": rule, "scenes": {}}),
+        write_protocol(tmp_path, "without", datasets={"voc21": {}, "scenes": {}}),
+    ]
+    for number in (1, 2):
+        (tmp_path / f"words{number}.yaml").write_text(f"distractors: [ox, word {number}]")
+
+    def cells(*more):
+        root = ["--data-root", f"voc21={tmp_path / 'voc'}", scenes_root, "--dataset", "voc21", "scenes"]
+        found = matrix(checkpoint, scenes_root, asked, tmp_path / "out", *root, *more)["cells"]
+        assert (found[1]["miou"], found[1]["computed"]) == (None, False)
+        return found, [found[place]["computed"] for place in (0, 2, 3)]
+
+    study = ("--thresholds", "--tune-split", "train", "--vocabulary", tmp_path / "words1.yaml")
+    found, computed = cells(*study)
+    shown = capsys.readouterr().out
+    assert "- voc21 under without: data set 'voc21' has a background class, but" in shown
+    assert "scenes under with: no background threshold to study" in shown
+    results = [json.loads((tmp_path / "out" / found[place]["result"]).read_text()) for place in (0, 2)]
+    assert [each["thresholds"] is None for each in results] == [False, True]
+    assert all(each["vocabulary"] for each in results)
+    assert computed == [True, True, True]
+    assert cells()[1] == cells(*study)[1] == [False, False, False]
+    assert cells(*study, "--tune-split", "other")[1] == [True, False, False]
+    assert cells(*study, "--tune-split", "other", "--tune-limit", 5)[1] == [False, False, False]
+    assert cells("--vocabulary", tmp_path / "words2.yaml")[1] == [True, True, True]
+    assert cells("--thresholds")[1] == [True, False, False]
+    # Whatever is wrong with any cell is said before the first one is scored.
+    before = (tmp_path / "out" / "scenes-with" / "result.json").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"trian\.txt is missing"):
+        cells("--thresholds", "--tune-split", "trian", "--bootstrap", 100, "--dataset", "scenes", "voc21")
+    assert (tmp_path / "out" / "scenes-with" / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_cell_lies_where_a_single_evaluation_does(checkpoint, scenes_root, tmp_path) -> None:
+    """Also of a data set whose file has another name than it has itself, and without --out."""
+    export = tmp_path / "run" / "export"
+    shutil.copytree(checkpoint, export)
+    folder = next(scenes_root.rglob("VOC2012"))
+    names = [f"thing {number}" for number in range(16)]
+    content = {"name": "plot", "classes": names, "root": str(folder), "images": "JPEGImages"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"labels": "SegmentationClass"}))
+    words = ["--checkpoint", export, "--dataset", tmp_path / "mine.yaml", "--pictures", 0, "--device", "cpu"]
+    words = [str(each) for each in [*words, "--protocol", write_protocol(tmp_path, "plain"), "--limit", 2]]
+    assert run(build_parser().parse_args(words)) == 0
+    assert run(build_parser().parse_args([*words, "--matrix"])) == 0
+    (cell,) = json.loads((export / "evaluation" / "matrix.json").read_text())["cells"]
+    assert cell["result"] == "plot-plain-first2/result.json"
+    assert not cell["computed"]
 
 
 def test_two_protocols_of_one_name(checkpoint, scenes_root, protocols, tmp_path) -> None:
