@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +19,13 @@ from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.evaluate import evaluate_part
 from segclip.eval.protocol import Protocol
 from segclip.eval.ranks import Ranks
-from segclip.eval.result import Result, ThresholdPoint, ThresholdStudy
+from segclip.eval.result import Result, ThresholdPoint
 from segclip.eval.vocabulary import Vocabulary
 from segclip.models.segclip import SegCLIP
 
 __all__ = ["Task", "score"]
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ def score(task: Task, model: SegCLIP, ranks: Ranks | None = None, *, progress: b
     """
     grid, variants = task.grid(), task.variants()
 
+    def agreed(work: Callable[[], Value]) -> Value:
+        return work() if ranks is None else ranks.agreed(work)
+
     def shared(
         dataset: SegmentationDataset, studied: tuple[word_study.Variant, ...]
     ) -> tuple[Part, list[Part]]:
@@ -109,16 +116,19 @@ def score(task: Task, model: SegCLIP, ranks: Ranks | None = None, *, progress: b
                 after_image=None if ranks is None else ranks.look,
             )
 
-        if ranks is None:
-            part = work()
-            return part, [part]
-        part = ranks.agreed(work)
-        return part, ranks.gather(part)
+        part = agreed(work)
+        return part, [part] if ranks is None else ranks.gather(part)
 
+    tune_curve: tuple[ThresholdPoint, ...] = ()
+    tune_images = 0
+    if task.tune is not None:  # first, so that a split with nothing to tune on costs no evaluation
+        tune_parts = shared(task.tune, ())[1]
+        tune_images = sum(len(part.counts.keys) for part in tune_parts)
+        tune_curve = agreed(partial(_curve, task.tune, grid, tune_parts))
     own, parts = shared(task.dataset, variants)
 
-    def join() -> Result:
-        return conclude(
+    result = agreed(
+        lambda: conclude(
             parts,
             model,
             task.dataset,
@@ -127,19 +137,26 @@ def score(task: Task, model: SegCLIP, ranks: Ranks | None = None, *, progress: b
             resampling=task.resampling,
             command=task.command,
         )
-
-    result = join() if ranks is None else ranks.agreed(join)
+    )
     if ranks is not None:
         _check_sum(ranks, own, result)
     if grid:
-        tuned = shared(task.tune, ())[1] if task.tune is not None else []
-        result = replace(result, thresholds=_thresholds(task, grid, parts, tuned))
+        fixed = task.protocol.rule(task.dataset.name).threshold
+        assert fixed is not None
+        study = threshold_study.study(
+            fixed,
+            _curve(task.dataset, grid, parts),
+            tune_curve,
+            tune_split=None if task.tune is None else task.tune.split,
+            tune_images=tune_images,
+        )
+        result = replace(result, thresholds=study)
     if task.vocabulary is not None:
         confusions = [np.stack(each).sum(0) for each in zip(*(part.variants for part in parts), strict=True)]
-        study = word_study.study(
+        words = word_study.study(
             task.vocabulary, variants, confusions, len(task.dataset.classes), result.miou
         )
-        result = replace(result, vocabulary=study)
+        result = replace(result, vocabulary=words)
     return result
 
 
@@ -150,19 +167,10 @@ def _check_sum(ranks: Ranks, own: Part, result: Result) -> None:
         raise RuntimeError("the counts of the ranks do not add up to the result")
 
 
-def _thresholds(
-    task: Task, grid: tuple[float, ...], parts: list[Part], tune_parts: list[Part]
-) -> ThresholdStudy:
-    def curve(of: list[Part]) -> tuple[ThresholdPoint, ...]:
-        counts = [part.thresholds for part in of if part.thresholds is not None]
-        return threshold_study.curve(np.stack(counts).sum(0), grid) if counts else ()
-
-    fixed = task.protocol.rule(task.dataset.name).threshold
-    assert fixed is not None
-    return threshold_study.study(
-        fixed,
-        curve(parts),
-        curve(tune_parts),
-        tune_split=None if task.tune is None else task.tune.split,
-        tune_images=sum(len(part.counts.keys) for part in tune_parts),
-    )
+def _curve(
+    dataset: SegmentationDataset, grid: tuple[float, ...], parts: list[Part]
+) -> tuple[ThresholdPoint, ...]:
+    counts = np.stack([part.thresholds for part in parts if part.thresholds is not None]).sum(0)
+    if not counts.sum():
+        raise ValueError(f"no labelled pixel of split {dataset.split!r} of {dataset.name!r} could be scored")
+    return threshold_study.curve(counts, grid)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segclip.eval.datasets.images import MAX_PIXELS
 from segclip.eval.protocol import Geometry, Normalisation
 from segclip.models.config import CLIP_MEAN, CLIP_STD
 
@@ -50,9 +51,19 @@ def resized_size(height: int, width: int, short_side: int, long_side_max: int | 
 
 
 def resize(image_HW3: NDArray[np.uint8], geometry: Geometry) -> Tensor:
-    """uint8 [3, h, w]: the image resized as ``geometry`` says, rounded to 8 bits as image libraries do."""
+    """uint8 [3, h, w]: the image resized as ``geometry`` says, rounded to 8 bits as image libraries do.
+
+    Raises:
+        ValueError: it would have more than ``MAX_PIXELS`` pixels: it is far longer than wide, and there is no bound.
+    """
     image_3HW = torch.from_numpy(np.require(image_HW3, requirements=["C", "W"])).permute(2, 0, 1)
     size = resized_size(image_HW3.shape[0], image_HW3.shape[1], geometry.short_side, geometry.long_side_max)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {image_HW3.shape[1]} x {image_HW3.shape[0]} pixels would be resized to {size[1]} x "
+            f"{size[0]}, more than the {MAX_PIXELS:,} pixels that are accepted: cut it, or set `long_side_max` in a "
+            "protocol"
+        )
     if size == image_HW3.shape[:2]:
         return image_3HW.contiguous()
     resized = F.interpolate(

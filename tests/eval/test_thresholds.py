@@ -97,6 +97,15 @@ def test_fixed_tuned_and_oracle_are_told_apart(model, voc, tmp_path) -> None:
     threshold_picture(replace(result, thresholds=alone), tmp_path / "thresholds.png")
 
 
+def test_a_split_with_nothing_to_tune_on(model, voc) -> None:
+    train = open_dataset("voc21", voc, "train")
+    for path in train.image_paths:
+        path.write_bytes(b"broken")
+    task = Task(open_dataset("voc21", voc), protocol(0.3), on_error="skip", thresholds=True, tune=train)
+    with pytest.raises(ValueError, match="no labelled pixel of split 'train' of 'voc21' could be scored"):
+        score(task, model)
+
+
 def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
     on_result = [ThresholdPoint(0.1, 0.3), ThresholdPoint(0.2, 0.5), ThresholdPoint(0.3, 0.5)]
     on_tune = [ThresholdPoint(0.1, 0.4), ThresholdPoint(0.2, 0.4), ThresholdPoint(0.3, 0.1)]

@@ -76,3 +76,11 @@ def test_antialias_averages_what_shrinking_skips() -> None:
     plain, smooth = resize(lines, geometry()), resize(lines, geometry(antialias=True))
     assert plain.unique().tolist() == [0]
     assert (smooth.float()[:, 4:-4, 4:-4] - 64).abs().max() < 8
+
+
+def test_a_picture_that_would_become_enormous_is_refused() -> None:
+    """A line of pixels, without a bound on the long side: its short side is enlarged as asked, and so is the other."""
+    line = np.zeros((1, 20_000, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"of 20000 x 1 pixels would be resized to 1600000 x 80, more than"):
+        resize(line, geometry(short_side=80))
+    assert resize(line, geometry(short_side=80, long_side_max=200)).shape == (3, 1, 200)
