@@ -36,7 +36,7 @@ class Figures:
 
     Attributes:
         iou_DC, boundary_iou_DC, accuracy_DC: of the classes.
-        pixel_accuracy_D, coverage_D: of all pixels, see ``segclip.eval.metrics``.
+        pixel_accuracy_D, coverage_D: part of all pixels that are right; part of those of named classes that got one.
     """
 
     iou_DC: Array

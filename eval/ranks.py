@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segclip.console import EXIT_USER_ERROR, UserError, one_line
-from segclip.eval.weights import LoadedModel, pick_device
+from segclip.eval.weights import LoadedModel, load_model, pick_device
 from segclip.heap import keep_freed_memory
 from segclip.models.segclip import SegCLIP
 from segclip.rank_errors import GRACE_SECONDS, LOST, RankError, leave, lost_peer, raise_first
@@ -119,8 +119,6 @@ class Ranks:
         Raises:
             RankError: it cannot be loaded.
         """
-        from segclip.eval.weights import load_model
-
         loaded = self.agreed(lambda: load_model(path) if self.is_first else None)
         box: list[Any] = [None if loaded is None else (loaded.model.config, loaded.path, loaded.card)]
         dist.broadcast_object_list(box, src=0)

@@ -33,21 +33,24 @@ __all__ = [
 FORMAT = 2
 """Of ``result.json``. 1 had no number, intervals or counts of images."""
 
-_STRICT = ConfigDict(extra="forbid")
+
+@dataclass(frozen=True)
+class _Record:
+    """What can be written as JSON; a field that it does not know is refused when it is read."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(_Record):
     """Bounds of a confidence interval."""
-
-    __pydantic_config__ = _STRICT
 
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Intervals:
+class Intervals(_Record):
     """Confidence intervals by the bootstrap over images; see ``segclip.eval.bootstrap``.
 
     Attributes:
@@ -57,8 +60,6 @@ class Intervals:
         miou, accuracy, mean_class_accuracy, boundary_iou, coverage: of the figures of these
             names; None where the figure is.
     """
-
-    __pydantic_config__ = _STRICT
 
     level: float
     draws: int
@@ -71,7 +72,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class ClassResult:
+class ClassResult(_Record):
     """One class: shares are None where the class has no pixel to divide by.
 
     Attributes:
@@ -82,8 +83,6 @@ class ClassResult:
         boundary_iou: see ``segclip.eval.boundary``.
         true_pixels, predicted_pixels: among those that count.
     """
-
-    __pydantic_config__ = _STRICT
 
     name: str
     words: tuple[str, ...]
@@ -96,10 +95,8 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class ImageResult:
+class ImageResult(_Record):
     """One image: mean IoU over the classes that are in it or were predicted in it."""
-
-    __pydantic_config__ = _STRICT
 
     key: str
     miou: float | None
@@ -107,17 +104,15 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class ThresholdPoint:
+class ThresholdPoint(_Record):
     """What one background threshold scores."""
-
-    __pydantic_config__ = _STRICT
 
     threshold: float
     miou: float
 
 
 @dataclass(frozen=True)
-class ThresholdStudy:
+class ThresholdStudy(_Record):
     """Background thresholds beside the protocol's. None of this goes into the main figures.
 
     Attributes:
@@ -129,8 +124,6 @@ class ThresholdStudy:
         tune_curve: the same on those it was tuned on.
     """
 
-    __pydantic_config__ = _STRICT
-
     fixed: ThresholdPoint
     tuned: ThresholdPoint | None
     tune_split: str | None
@@ -141,7 +134,7 @@ class ThresholdStudy:
 
 
 @dataclass(frozen=True)
-class VocabularyVariant:
+class VocabularyVariant(_Record):
     """The score under other words.
 
     Attributes:
@@ -152,8 +145,6 @@ class VocabularyVariant:
         taken: part of the labelled pixels that a distractor got.
     """
 
-    __pydantic_config__ = _STRICT
-
     name: str
     miou: float
     replaced: dict[str, str]
@@ -162,7 +153,7 @@ class VocabularyVariant:
 
 
 @dataclass(frozen=True)
-class VocabularyStudy:
+class VocabularyStudy(_Record):
     """How much the score hangs on the words.
 
     Attributes:
@@ -171,8 +162,6 @@ class VocabularyStudy:
         variants: the same images under other words.
     """
 
-    __pydantic_config__ = _STRICT
-
     source: str
     source_sha256: str
     miou: float
@@ -180,17 +169,15 @@ class VocabularyStudy:
 
 
 @dataclass(frozen=True)
-class CountsFile:
+class CountsFile(_Record):
     """The file with the counts of each image that lies beside the result."""
-
-    __pydantic_config__ = _STRICT
 
     name: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(_Record):
     """A score with all that is needed to believe and repeat it. Every field but the last can be written as JSON.
 
     Attributes:
@@ -220,8 +207,6 @@ class Result:
         counts: the file of each image's counts, once written.
         image_counts: what is in it.
     """
-
-    __pydantic_config__ = _STRICT
 
     format: int
     dataset: str

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-
 from segclip.console import EXIT_USER_ERROR, cli, one_line, progress
 from segclip.eval.options import add_network
 

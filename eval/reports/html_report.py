@@ -17,15 +17,13 @@ from PIL import Image
 
 from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.reports.palette import Colour
-from segclip.eval.reports.pictures import Chosen
+from segclip.eval.reports.pictures import MOST_NUMBERS, Chosen, row_shares
 from segclip.eval.reports.views import View, class_colours
 from segclip.eval.result import Interval, Result
 
 __all__ = ["write_report"]
 
 _MOST_CONFUSIONS = 20
-# Above this many classes the cells of the matrix are too small for numbers.
-_MOST_NUMBERS = 26
 _HIT: Colour = (0, 114, 178)
 _MISS: Colour = (213, 94, 0)
 # Fields of a result that the page shows in a way of their own.
@@ -141,15 +139,8 @@ def _class_rows(result: Result, colours: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _row_shares(result: Result) -> np.ndarray:
-    """Part of each true class's pixels that went to each class, float64 [C, C]; 0 for a class without any."""
-    counts = np.asarray(result.confusion, dtype=np.float64)
-    total = counts.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
-
-
 def _matrix(result: Result) -> _Matrix:
-    shares = _row_shares(result)
+    shares = row_shares(result)
     count = len(shares)
     names = tuple(each.name for each in result.classes)
     picture = np.zeros((count, count, 4), dtype=np.uint8)
@@ -157,7 +148,7 @@ def _matrix(result: Result) -> _Matrix:
     picture[np.arange(count), np.arange(count), :3] = _HIT
     # The root lifts the many small shares out of the paper's colour.
     picture[..., 3] = (255 * shares**0.5).round()
-    many = count > _MOST_NUMBERS
+    many = count > MOST_NUMBERS
     written = [] if many else np.argwhere((shares >= 0.01) | np.eye(count, dtype=bool)).tolist()
     return _Matrix(
         names,
@@ -175,7 +166,7 @@ def _matrix(result: Result) -> _Matrix:
 def _confusions(result: Result) -> list[dict[str, Any]]:
     """The most frequent mistakes, by pixels."""
     counts = np.asarray(result.confusion)
-    shares = _row_shares(result)
+    shares = row_shares(result)
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
     pairs = [divmod(int(place), len(counts)) for place in order]

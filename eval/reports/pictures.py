@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segclip.eval.datasets.dataset import SegmentationDataset
@@ -15,11 +16,14 @@ from segclip.eval.reports.palette import Colour
 from segclip.eval.reports.views import View, class_colours
 from segclip.eval.result import Result
 
-__all__ = ["Chosen", "choose", "confusion_picture", "overlay_page", "spread", "write_pictures"]
+__all__ = [
+    "MOST_NUMBERS", "Chosen", "choose", "confusion_picture", "overlay_page", "row_shares", "spread", "write_pictures",
+]  # fmt: skip
 
 _GAP = 14
 _MARGIN = 24
-_MOST_NUMBERS = 26  # above this many classes the cells are too small for numbers
+MOST_NUMBERS = 26
+"""Above this many classes the cells of a confusion matrix are too small for numbers."""
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -160,23 +164,27 @@ def _page(
     return page
 
 
+def row_shares(result: Result) -> NDArray[np.float64]:
+    """Part of each true class's pixels that went to each class, [C, C]; 0 for a class without any."""
+    counts = np.asarray(result.confusion, dtype=np.float64)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
+
+
 def confusion_picture(result: Result, path: Path) -> Path:
     """Which class was taken for which: each row is a true class, its cells sum to 100 %."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = np.asarray(result.confusion, dtype=np.float64)
-    names = [each.name for each in result.classes]
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(100 * counts, total, out=np.zeros_like(counts), where=total > 0)
+    names, share = [each.name for each in result.classes], 100 * row_shares(result)
     count = len(names)
-    cell = 0.52 if count <= _MOST_NUMBERS else 0.14
+    cell = 0.52 if count <= MOST_NUMBERS else 0.14
     inches = max(cell * count, 2.5)
     figure = Figure(figsize=(inches + 3.2, inches + 2.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
-    size = 10 if count <= _MOST_NUMBERS else 6
+    size = 10 if count <= MOST_NUMBERS else 6
     axes.set_xticks(range(count), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xlabel("predicted", fontsize=12)
@@ -191,7 +199,7 @@ def confusion_picture(result: Result, path: Path) -> Path:
     edges = np.arange(count + 1) - 0.5
     axes.hlines(edges, edges[0], edges[-1], color="white", linewidth=0.4)
     axes.vlines(edges, edges[0], edges[-1], color="white", linewidth=0.4)
-    if count <= _MOST_NUMBERS:
+    if count <= MOST_NUMBERS:
         for row in range(count):
             for column in range(count):
                 if share[row, column] >= 1 or row == column:

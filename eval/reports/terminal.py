@@ -43,7 +43,7 @@ def class_table(result: Result) -> Table:
     with_intervals = any(each.iou_interval is not None for each in result.classes)
     if with_intervals and result.intervals is not None:
         table.add_column(
-            f"{100 * result.intervals.level:.0f} %",
+            f"{100 * result.intervals.level:g} %",
             justify="right",
             footer=_range(result.intervals.miou),
         )

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from segclip.eval.counts import pair_counts
 from segclip.eval.datasets.dataset import SegmentationDataset
 from segclip.eval.evaluate import predict_dataset
-from segclip.eval.metrics import confusion_matrix, mean_iou
+from segclip.eval.metrics import mean_iou
 from segclip.eval.protocol import Protocol
 from segclip.eval.reports.drawing import enlarge, overlay
 from segclip.eval.reports.palette import Colour, named_colours, palette
@@ -71,7 +72,7 @@ def make_views(
     pairs = predict_dataset(model, dataset.pick(wanted), protocol)
     for number, (sample, prediction) in zip(wanted, pairs, strict=True):
         label_HW = prediction.labels().cpu()
-        counts_CC = confusion_matrix(torch.from_numpy(sample.label_HW), label_HW, len(names))
+        counts_CC = pair_counts(torch.from_numpy(sample.label_HW), label_HW, len(names))
         pixels = (counts_CC.sum(0) + counts_CC.sum(1)).numpy()
         miou = mean_iou(counts_CC)
         found[number] = View(

@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from segclip.eval.bootstrap import Resampling, bootstrap, figures, interval, per_image_sums, weights
 from segclip.eval.counts import ImageCounts, columns
-from segclip.eval.metrics import class_accuracy, class_iou, coverage, mean_iou, pixel_accuracy
+from segclip.eval.metrics import class_iou, mean_iou
 
 CLASSES = 3
 PAIRS = CLASSES * CLASSES
@@ -41,9 +41,14 @@ def test_each_draw_is_the_figure_of_the_drawn_images(has_background) -> None:
         confusion = torch.from_numpy(sums[:PAIRS].reshape(CLASSES, CLASSES))
         assert drawn.miou_D[draw] == pytest.approx(mean_iou(confusion))
         assert drawn.iou_DC[draw] == pytest.approx(class_iou(confusion).numpy(), nan_ok=True)
-        assert drawn.accuracy_DC[draw] == pytest.approx(class_accuracy(confusion).numpy(), nan_ok=True)
-        assert drawn.pixel_accuracy_D[draw] == pytest.approx(pixel_accuracy(confusion))
-        assert drawn.coverage_D[draw] == pytest.approx(coverage(confusion, has_background), nan_ok=True)
+        pixels = confusion.numpy()
+        first = int(has_background)
+        with np.errstate(invalid="ignore"):
+            expected = pixels.diagonal() / pixels.sum(1)
+            covered = pixels[first:, first:].sum() / pixels[first:].sum()
+        assert drawn.accuracy_DC[draw] == pytest.approx(expected, nan_ok=True)
+        assert drawn.pixel_accuracy_D[draw] == pytest.approx(np.trace(pixels) / pixels.sum())
+        assert drawn.coverage_D[draw] == pytest.approx(covered, nan_ok=True)
         hit, true, found = sums[PAIRS:].reshape(3, CLASSES)
         with np.errstate(invalid="ignore"):
             expected = hit / (true + found - hit)
@@ -87,6 +92,18 @@ def test_figures_without_anything_to_divide_by() -> None:
     for values in (none.miou_D, none.boundary_miou_D, none.mean_accuracy_D, none.coverage_D):
         assert np.isnan(values).all()
     assert interval(none.miou_D, 0.95) is None
+
+
+def test_coverage_is_what_is_not_called_background() -> None:
+    """Right or wrong among the named classes."""
+    rows = np.zeros((1, columns(3)), dtype=np.int64)
+    rows[0, :9] = [90, 10, 0, 25, 50, 25, 0, 0, 0]
+    counts = ImageCounts(("a",), 3, csr_matrix(rows))
+    found = [
+        float(figures(per_image_sums(counts, with_it).toarray(), 3).coverage_D[0])
+        for with_it in (True, False)
+    ]
+    assert found == [pytest.approx(0.75), 1]
 
 
 @pytest.mark.parametrize(
