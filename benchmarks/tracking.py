@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.report import Figure, arguments, print_figures, write_report
 from benchmarks.shaping_proxy import shaping_proxy
+from segclip.rendezvous import free_port
 
 SECONDS_A_CALL = 10.0
 RATIO = 1.05
@@ -110,9 +110,7 @@ def small_step() -> Callable[[], None]:
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[int]:
     """MLflow's own on the loopback, while the context is open; gives its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
     command += ["--artifacts-destination", str(folder / "files")]

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
 from benchmarks.training_case import random_batch, run_config
+from segclip.rendezvous import free_port
 
 if TYPE_CHECKING:
     from segclip.models.config import ModelConfig
@@ -144,9 +144,6 @@ def formula(stage: int, ranks: int, case: dict[str, float]) -> float:
 def run(number: int, quick: bool) -> dict[str, Any]:
     """Start so many processes; what they counted, by stage."""
     print(f"{number} processes ...", flush=True)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counted.json"
         command = [sys.executable, "-m", "benchmarks.zero_scaling", "--rank-writes", str(path)]
@@ -156,7 +153,7 @@ def run(number: int, quick: bool) -> dict[str, Any]:
             "WORLD_SIZE": number,
             "LOCAL_WORLD_SIZE": number,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
         }
         processes = [
             subprocess.Popen(

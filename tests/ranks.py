@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-__all__ = ["Group", "free_port", "start"]
+from segclip.rendezvous import free_port
+
+__all__ = ["Group", "start"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "mlflow", "segclip.trainer.loop"])
@@ -129,13 +130,6 @@ def start(
     for process in processes:
         process.start()
     return Group(processes, Path(name))
-
-
-def free_port() -> int:
-    """A port that nothing else uses."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:

@@ -10,16 +10,14 @@ from dataclasses import replace
 import pytest
 
 from segclip.console import UserError
-from segclip.rendezvous import Greeting, compare, hosts_of_launcher, interface_towards, meet
+from segclip.rendezvous import Greeting, compare, free_port, hosts_of_launcher, interface_towards, meet
 
 OWN = Greeting(0, "a", {"torch": "2.11", "deepspeed": "0.19.8"}, "0" * 64, 1000.0)
 
 
 @pytest.fixture(autouse=True)
 def address(monkeypatch: pytest.MonkeyPatch) -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+    port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "TORCHELASTIC_USE_AGENT_STORE"):

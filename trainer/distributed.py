@@ -16,7 +16,7 @@ import torch.distributed as dist
 from segclip.console import UserError, one_line
 from segclip.heap import keep_freed_memory
 from segclip.rank_errors import RankError, raise_first
-from segclip.rendezvous import Place
+from segclip.rendezvous import Place, free_port
 from segclip.trainer.watch import Watch
 
 __all__ = ["Ranks", "agreed", "broadcast", "gathered", "on_first", "patient_group", "prepare_builds", "start"]
@@ -60,7 +60,7 @@ def start(config: str = "", lost_after: float = 0.0) -> Ranks:
     for name, value in alone.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     place = Place.told()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
@@ -177,11 +177,3 @@ def _drop_buffer_names() -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

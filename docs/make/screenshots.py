@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,18 +25,13 @@ from typing import NoReturn
 from playwright.sync_api import Page, expect
 
 from segclip.console import UserError, cli
+from segclip.rendezvous import free_port
 from tests.browser import MISSING, open_page, program
 
 IMAGES = Path(__file__).parents[1] / "images"
 # A server that starts beside other work takes its time.
 expect.set_options(timeout=60_000)
 WORDS = ("red star", "yellow star, star", "purple bar", "brick", "sand")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from segclip.console import UserError
 
-__all__ = ["Greeting", "Place", "compare", "hosts_of_launcher", "interface_towards", "meet"]
+__all__ = ["Greeting", "Place", "compare", "free_port", "hosts_of_launcher", "interface_towards", "meet"]
 
 PACKAGES = ("segclip", "torch", "deepspeed", "triton", "numpy")
 # Seconds that clocks may be apart: time stamps of one run are compared with each other.
@@ -219,6 +219,13 @@ def hosts_of_launcher() -> list[str]:
         return list(json.loads(base64.urlsafe_b64decode(told)))
     except (OSError, StopIteration, ValueError):
         return []
+
+
+def free_port() -> int:
+    """A port of this host's loopback that nothing uses now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def interface_towards(address: str, port: int) -> str | None:

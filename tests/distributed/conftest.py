@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
-from tests.ranks import free_port, start
+from segclip.rendezvous import free_port
+from tests.ranks import start
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 

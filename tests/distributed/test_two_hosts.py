@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import free_port
+from segclip.rendezvous import free_port
 from tests.distributed.two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.slow

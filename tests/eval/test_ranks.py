@@ -17,7 +17,8 @@ import yaml
 from segclip.eval import run
 from segclip.eval.protocol import load_protocol
 from segclip.eval.ranks import _own_device
-from tests.ranks import free_port, start
+from segclip.rendezvous import free_port
+from tests.ranks import start
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(run.__file__)

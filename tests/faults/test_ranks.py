@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from segclip.rendezvous import free_port
 from tests.faults.conftest import LONGEST, Fault, Run
-from tests.ranks import free_port
 
 pytestmark = pytest.mark.slow
 SECONDS_TO_STOP = 60.0

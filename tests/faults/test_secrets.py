@@ -10,9 +10,9 @@ import pytest
 
 from segclip.data_pipelines.s3_server import SECRET_KEY, s3_server
 from segclip.data_pipelines.store import upload
+from segclip.rendezvous import free_port
 from segclip.trainer.config import load_run_config
 from tests.faults.conftest import Run
-from tests.ranks import free_port
 
 PLANTED = {
     name: f"planted/{name.lower().replace('_', '+')}"

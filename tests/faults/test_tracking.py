@@ -12,13 +12,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from segclip.rendezvous import free_port
 from segclip.trainer import tracking
 from segclip.trainer.tracking import Tracker, TrackingConfig
 from tests.distributed.conftest import SMALL
 from tests.faults.conftest import STEPS, Run
 from tests.faults.data_runs import rows, until
 from tests.faults.faulty_proxy import FaultyProxy, error_status, faulty_proxy, late
-from tests.ranks import free_port
 from tests.trainer.test_tracking import server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
+from segclip.rendezvous import free_port
 from segclip.trainer import quickstart
 from segclip.trainer.config import flatten
 
@@ -186,12 +187,6 @@ def test_the_same_through_an_s3_server(tmp_path: Path) -> None:
     assert "S3 server stopped" in done.stdout
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

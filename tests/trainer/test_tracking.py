@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from segclip.rendezvous import free_port
 from segclip.trainer.tracking import Tracker, TrackingConfig, tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -87,9 +87,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A real server: down at first, started while the run goes on, down again at its end, up once more."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     config = TrackingConfig(
         experiment="tests", uri=f"http://127.0.0.1:{port}", flush_seconds=1, system_metrics=False
     )

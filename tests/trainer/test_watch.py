@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
+from segclip.rendezvous import free_port
 from segclip.trainer.watch import Watch, doing
-from tests.ranks import free_port
 
 
 @pytest.fixture
