@@ -21,7 +21,7 @@ from pathlib import Path
 
 from segclip.rendezvous import free_port
 
-__all__ = ["Group", "start"]
+__all__ = ["Group", "complete", "start"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "mlflow", "segclip.trainer.loop"])
@@ -130,6 +130,19 @@ def start(
     for process in processes:
         process.start()
     return Group(processes, Path(name))
+
+
+def complete(
+    script: Path, *arguments: object, ranks: int = 2, port: int | None = None, seconds: float = 900
+) -> str:
+    """Run a script on some ranks to its end; returns what they have written.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+    done = start(script, *arguments, ranks=ranks, port=port).finish(seconds)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
 
 
 def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,6 @@ import pytest
 import yaml
 
 from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
-from segclip.rendezvous import free_port
-from tests.ranks import start
-
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL: dict[str, Any] = {
     "name": "test",
@@ -71,21 +65,3 @@ def config_file(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="session")
-def launch() -> Launch:
-    """Run a script on some ranks and return when all have ended; its output is all in ``stdout``."""
-
-    def run(
-        script: Path, *arguments: object, ranks: int = 2, timeout: float = 900, port: int | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return start(script, *arguments, ranks=ranks, port=port).finish(timeout)
-
-    return run
-
-
-@pytest.fixture
-def port() -> int:
-    """A port that nothing else uses."""
-    return free_port()

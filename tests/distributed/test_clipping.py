@@ -5,8 +5,6 @@ With eps far above the gradient, Adam's first step is the gradient times lr / ep
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,10 @@ from torch import Tensor
 
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import load_run_config
+from tests.ranks import complete
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("train_variants.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 CLIP = 0.125
 SETTINGS = [
     "train.steps=1", "optimizer.lr=100", "optimizer.eps=100", "optimizer.weight_decay=0", "schedule.kind=constant",
@@ -28,15 +26,14 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def updates(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def updates(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """What one step added to the weights, as one vector a run."""
     root = tmp_path_factory.mktemp("clipping")
     two = {f"two{stage}": [f"zero.stage={stage}", f"train.gradient_clip={CLIP}"] for stage in range(4)}
     two["unclipped"] = ["zero.stage=2", "train.gradient_clip=0"]
     for ranks, runs in ((2, two), (1, {"one": ["zero.stage=0", f"train.gradient_clip={CLIP}"]})):
         words = ["::".join([f"{root}/{name}", *SETTINGS, *overrides]) for name, overrides in runs.items()]
-        done = launch(WORKER, config_file, *words, ranks=ranks)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        complete(WORKER, config_file, *words, ranks=ranks)
     config = load_run_config(config_file)
     torch.manual_seed(config.seed)
     start = SegCLIP(config.model).state_dict()

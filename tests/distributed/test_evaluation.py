@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,15 @@ from segclip.eval.reports.pictures import spread
 from segclip.eval.weights import load_model, weights_sha256
 from segclip.trainer.checkpoints.train_state import read_state
 from segclip.trainer.export_cli import open_checkpoint
-from tests.ranks import start
+from tests.ranks import complete
+from tests.run_files import metrics
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("train_variants.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps on two ranks at two ZeRO stages, scored every two steps; 11 images, 5 of them while training."""
     root = tmp_path_factory.mktemp("runs")
     write_scene_voc(root / "scenes", SceneSet(11, 8, size=48))
@@ -37,9 +35,7 @@ def runs(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFac
     )
     variants = [f"{root}/zero{stage}::zero.stage={stage}::{scored}" for stage in (1, 3)]
     variants.append(f"{root}/blind::train.look_every=0")
-    done = launch(WORKER, config_file, *variants)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (root / "told").write_text(done.stdout)
+    (root / "told").write_text(complete(WORKER, config_file, *variants))
     return root
 
 
@@ -75,8 +71,7 @@ def test_a_checkpoint_in_pieces_is_scored_as_the_run_was(runs: Path, tmp_path: P
     alone.mkdir()
     (alone / "checkpoints").symlink_to(runs / "zero3" / "checkpoints")
     asked = ["--dataset", "scenes", "--data-root", runs / "scenes", "--pictures", 0, "--device", "cpu"]
-    done = start(Path(run.__file__), "--checkpoint", alone, "--out", tmp_path / "out", *asked).finish(300)
-    assert done.returncode == 0, done.stdout
+    complete(Path(run.__file__), "--checkpoint", alone, "--out", tmp_path / "out", *asked, seconds=300)
     expected = json.loads((runs / "zero3" / "evaluation" / "result.json").read_text())
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     for field in (
@@ -112,9 +107,7 @@ def test_a_closer_look_disturbs_nothing(runs: Path, name: str) -> None:
     """Pictures are there at every stage, and the steps after a look go on like those of a run that never looks."""
     pictures = sorted(path.name for path in (runs / name / "assignments").iterdir())
     assert pictures == ["step-00000003.png", "step-00000006.png"]
-    rows = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
-    other = [json.loads(line) for line in (runs / "blind" / "metrics.jsonl").read_text().splitlines()]
-    for seen, blind in zip(rows, other, strict=True):
+    for seen, blind in zip(metrics(runs / name), metrics(runs / "blind"), strict=True):
         assert seen["loss/total"] == pytest.approx(blind["loss/total"], rel=1e-5)
         assert 0 < seen["centers/entropy"] <= 1
         assert seen["centers/dead"] in range(4)

@@ -11,7 +11,6 @@ against float64. Seen on 1 and 2 ranks: 7e-7, 1.2e-6 against the own norm, and 2
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -23,9 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ranks import complete
+
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("large_batch.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 STAGES, RANKS, PASSES, LOSSES = (0, 1, 2, 3), (1, 2, 4), (1, 2, 8), ("contrastive", "all")
 GRID = [(stage, passes, losses, "plain", 0) for losses in LOSSES for passes in PASSES for stage in STAGES]
 # Of the grid, what every run of the tests has: all stages, one pass and many. The rest takes a quarter of an hour.
@@ -71,7 +71,7 @@ def truth(losses: str, variant: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(
-    launch: Launch, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Callable[[int, tuple], dict[str, Any]]:
     """What a case on so many ranks came to; all that are tested on a number of ranks run in one group of processes."""
 
@@ -84,8 +84,7 @@ def trained(
         if ranks == 2:
             cases.add(LOW[0])  # what the others are compared with
         names = [str(worker().Case(*case)) for case in sorted(cases)]
-        done = launch(WORKER, results, *names, ranks=ranks, timeout=3000)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        complete(WORKER, results, *names, ranks=ranks, seconds=3000)
         found: dict[str, Any] = torch.load(results)
         return found
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.ranks import complete
+
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("memory_of_ranks.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 # Few words: a table of them would be most of the network, and whole on each rank whose share it touches.
 COMMON = [
     "optimizer.frozen=[]",
@@ -37,15 +36,14 @@ Rows = dict[str, list[dict[str, int]]]
 
 
 @pytest.fixture(scope="module")
-def rows(launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Rows]:
+def rows(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Rows]:
     """Predicted and measured bytes of the last of one and of two ranks."""
     root = tmp_path_factory.mktemp("memory")
     found = {}
     for ranks in (1, 2):
         file = root / f"{ranks}.json"
         words = ["::".join(overrides) for overrides in VARIANTS.values()]
-        done = launch(WORKER, config_file, file, *words, ranks=ranks)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        complete(WORKER, config_file, file, *words, ranks=ranks)
         found[ranks] = dict(zip(VARIANTS, json.loads(file.read_text()).values(), strict=True))
     return found
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ranks import complete
+from tests.run_files import metrics
+
 # Three starts of many runs: some ten minutes on two cores.
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 WORKER = Path(__file__).with_name("train_variants.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 MIDDLE = Path("checkpoints") / "step-00000003"
 # Of the widths of conftest's network, so that frozen weights are not those that a new network has.
 CLIP: dict[str, Any] = {
@@ -43,10 +43,6 @@ BACK = ("zero1", "zero2", "zero3")
 PARTS = ("loss/total", "loss/contrastive", "loss/superpixel_kl", "loss/reconstruction", "gradient_norm")
 
 
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture(scope="module")
 def output() -> dict[int, str]:
     """What each launch that resumed has printed, by its number of ranks."""
@@ -54,9 +50,7 @@ def output() -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(
-    launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory, output: dict[int, str]
-) -> Path:
+def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory, output: dict[int, str]) -> Path:
     """``from-2`` and ``from-1``: six steps on so many ranks; ``to-1`` and ``to-2``: the rest on so many instead."""
     root = tmp_path_factory.mktemp("other-ranks")
     torch.manual_seed(3)
@@ -68,9 +62,7 @@ def runs(
     torch.save(clip.state_dict(), root / "clip" / "open_clip_pytorch_model.bin")
 
     def run(ranks: int, words: list[str]) -> str:
-        done = launch(WORKER, config_file, *words, ranks=ranks)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+        return complete(WORKER, config_file, *words, ranks=ranks)
 
     def word(folder: str, name: str) -> str:
         return f"{root}/{folder}/{name}::model.init_from=local-dir:{root}/clip::{GROUPS}::{VARIANTS[name]}"

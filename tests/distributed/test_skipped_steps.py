@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ranks import complete
+from tests.run_files import metrics
+
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("skipped_steps.py")
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 VARIANTS = {
     **{f"zero{stage}": [f"zero.stage={stage}"] for stage in range(4)},
     **{f"bf16-zero{stage}": [f"zero.stage={stage}", "train.precision=bf16"] for stage in range(4)},
@@ -31,26 +31,18 @@ def output() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(
-    launch: Launch, config_file: Path, tmp_path_factory: pytest.TempPathFactory, output: list[str]
-) -> Path:
+def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory, output: list[str]) -> Path:
     """Six steps each, of which the fourth is spoilt; and a run that is spoilt from the fifth on."""
     root = tmp_path_factory.mktemp("skips")
     words = ["::".join([f"{root}/{name}", "4-4", *overrides]) for name, overrides in VARIANTS.items()]
     words.append(f"{root}/hopeless::5-99::train.steps=20::train.max_skipped=2::checkpoint.every=2")
-    done = launch(WORKER, config_file, *words)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    output.append(done.stdout)
+    output.append(complete(WORKER, config_file, *words))
     return root
 
 
 def seen(run_dir: Path) -> list[dict[str, object]]:
     """What each rank saw."""
     return [json.loads((run_dir / f"seen-{rank}.json").read_text()) for rank in range(2)]
-
-
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

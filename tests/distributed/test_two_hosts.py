@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from segclip.rendezvous import free_port
 from tests.distributed.two_hosts import Host, two_hosts
+from tests.run_files import metrics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_two_hosts_train_together(
     # One of them reports, though each is its host's first.
     assert sum(output.count("step 3/3") for _, output in both) == 1
     assert "2 x 8 samples a step" in both[0][1]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(tmp_path / "run")
     assert [row["data/samples"] for row in rows] == [16, 32, 48]
 
 

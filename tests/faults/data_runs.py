@@ -22,7 +22,6 @@ __all__ = [
     "STEPS",
     "complete",
     "new_run",
-    "rows",
     "samples",
     "scenes",
     "stops",
@@ -89,11 +88,6 @@ def the_error(codes: list[int | None], text: str) -> str:
     assert "Traceback" not in text
     (error,) = [line for line in text.splitlines() if "error: " in line]
     return error
-
-
-def rows(run: Run) -> list[dict[str, float]]:
-    """What each step has reported."""
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def samples(run: Run) -> dict[int, str]:

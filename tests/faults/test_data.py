@@ -21,7 +21,6 @@ from tests.faults.data_runs import (
     WHOLE,
     complete,
     new_run,
-    rows,
     samples,
     scenes,  # noqa: F401
     stops,
@@ -29,6 +28,7 @@ from tests.faults.data_runs import (
     until,
     untouched,  # noqa: F401
 )
+from tests.run_files import metrics
 
 pytestmark = pytest.mark.slow
 POSITIONS = STEPS * 16
@@ -91,12 +91,12 @@ def test_a_bad_shard_stops_all_ranks_with_a_checkpoint(
     error = stops(run)
     for word in (f"{data}/{LATE:05d}.tar", *FAULTS[name][1]):
         assert word in error
-    reached = len(rows(run))
+    reached = len(metrics(run.folder))
     assert 0 < reached < STEPS
     assert run.checkpoints() == [f"step-{reached:08d}"]
     shutil.copy(scenes / f"{LATE:05d}.tar", data)
     complete(run)
-    assert rows(run)[-1]["data/samples"] == POSITIONS
+    assert metrics(run.folder)[-1]["data/samples"] == POSITIONS
     run.must_equal(untouched)
 
 
@@ -113,7 +113,7 @@ def test_bad_shards_are_passed_over_within_the_budget(
     found, expected = samples(run), samples(untouched)
     assert found.keys() == expected.keys() == set(range(POSITIONS))
     replaced = sum(found[position] != expected[position] for position in found)
-    last = rows(run)[-1]
+    last = metrics(run.folder)[-1]
     skips = {key: value for key, value in last.items() if key.startswith("data/skips/")}
     assert skips.keys() == {f"data/skips/shards/{cause}" for _, _, cause in FAULTS.values()}
     # The two whole epochs skip ten samples of each, the half epoch some.
@@ -216,7 +216,7 @@ def test_a_killed_worker_is_named_and_all_ranks_stop_with_a_checkpoint(
     assert run.fired() == ["before step"]
     assert run.checkpoints() == ["step-00000003"]
     complete(run)
-    assert rows(run)[-1]["data/samples"] == POSITIONS
+    assert metrics(run.folder)[-1]["data/samples"] == POSITIONS
     run.must_equal(untouched)
 
 

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from segclip.trainer.tracking import Tracker, TrackingConfig
 from tests.faults.conftest import STEPS, Run
-from tests.faults.data_runs import rows, until
+from tests.faults.data_runs import until
+from tests.run_files import metrics
 from tests.small_disk import fill, small_disk
 
 
@@ -38,7 +39,7 @@ def test_logs_that_find_no_room_stop_no_run(run: Run, unbroken: Run, shards: Pat
             assert not lines or lines.endswith(b"\n")
             assert all(json.loads(line) for line in lines.splitlines())
         assert re.search(r"but for the last \d+, which found no room on the disk and are lost", text)
-        assert 0 < len(rows(run)) < STEPS
+        assert 0 < len(metrics(run.folder)) < STEPS
     run.must_equal(unbroken)
 
 

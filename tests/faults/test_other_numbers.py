@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import STEPS, Fault, Run
+from tests.run_files import metrics
 
 pytestmark = pytest.mark.slow
 PARTS = ("loss/total", "loss/contrastive", "loss/superpixel_kl", "loss/reconstruction", "gradient_norm")
@@ -21,12 +22,6 @@ def begun(folder: Path, config: Path, ranks: int, stage: int) -> Run:
     assert codes == [75] * ranks, text
     assert made.fired() == ["before step"]
     return made
-
-
-def metrics(run: Run) -> list[dict[str, float]]:
-    return [
-        json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
 
 
 def positions(run: Run) -> dict[int, list[int]]:
@@ -48,7 +43,7 @@ def test_one_two_and_four_ranks(unbroken: Run, config_file: Path, tmp_path: Path
         codes, text = run(f"zero.stage={stage}", ranks=after)
         assert codes == [0] * after, text
         assert f"was written by {before} ranks: joining its pieces" in text
-        expected, found = metrics(unbroken), metrics(run)
+        expected, found = metrics(unbroken.folder), metrics(run.folder)
         assert [row["step"] for row in found] == list(range(1, STEPS + 1))
         for row, right in zip(found, expected, strict=True):
             for part in PARTS:

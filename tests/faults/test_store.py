@@ -17,7 +17,6 @@ from tests.faults.data_runs import (
     STEPS,
     complete,
     new_run,
-    rows,
     scenes,  # noqa: F401
     stops,
     store,  # noqa: F401
@@ -34,6 +33,7 @@ from tests.faults.faulty_proxy import (
     reset,
     silence,
 )
+from tests.run_files import metrics
 from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,9 @@ def test_what_a_store_stutters_is_asked_again_and_changes_nothing(
     run = new_run(tmp_path, "s3://bucket/scenes", workers=1, store=FETCHING)
     complete(run, environment=environment)
     assert sorted(proxy.fired) == sorted(faults)
-    retries = {name: n for name, n in rows(run)[-1].items() if name.startswith("data/store/retries/")}
+    retries = {
+        name: n for name, n in metrics(run.folder)[-1].items() if name.startswith("data/store/retries/")
+    }
     causes = [cause for _, cause in faults.values()]
     assert retries == {f"data/store/retries/{cause}": causes.count(cause) for cause in causes}
     run.must_equal(untouched)
@@ -119,7 +121,7 @@ def test_a_store_that_fails_for_good_stops_all_ranks_with_a_checkpoint(
     assert proxy.fired == [LATE]
     # Each rank may read two shards at a time.
     assert retries + 1 <= proxy.asked - LATE <= 4 * (retries + 1)
-    reached = len(rows(run))
+    reached = len(metrics(run.folder))
     assert 0 < reached < STEPS
     assert run.checkpoints() == [f"step-{reached:08d}"]
 
@@ -140,9 +142,9 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert proxy.fired == [LATE]
     assert re.search(r"s3://bucket/scenes gives nothing for [1-4] s \(connection\); it is asked again", text)
     assert "s3://bucket/scenes answers again" in text
-    last = rows(run)[-1]
+    last = metrics(run.folder)[-1]
     assert last["data/store/retries/connection"] >= 3
-    assert max(row["data/wait_seconds"] for row in rows(run)) > 2.0
+    assert max(row["data/wait_seconds"] for row in metrics(run.folder)) > 2.0
     run.must_equal(untouched)
 
 
@@ -176,7 +178,7 @@ def test_a_full_cache_costs_the_cache_and_not_the_run(
     )
     assert 1 <= len(said) <= 2
     assert text.count("No space left on device") == len(said)
-    last = rows(run)[-1]
+    last = metrics(run.folder)[-1]
     assert last["data/cache/unwritten"] > len(said)
     assert last["data/cache/hits"] > 0
     run.must_equal(untouched)

@@ -17,8 +17,9 @@ from segclip.trainer import tracking
 from segclip.trainer.tracking import Tracker, TrackingConfig
 from tests.distributed.conftest import SMALL
 from tests.faults.conftest import STEPS, Run
-from tests.faults.data_runs import rows, until
+from tests.faults.data_runs import until
 from tests.faults.faulty_proxy import FaultyProxy, error_status, faulty_proxy, late
+from tests.run_files import metrics
 from tests.trainer.test_tracking import server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -75,7 +76,7 @@ def test_a_slow_server_delays_no_step_and_loses_nothing(
     for name in ("loss/total", "gradient_norm", "data/samples"):
         history = client.get_metric_history(identifier, name)
         assert [(each.step, each.value) for each in history] == [
-            (row["step"], row[name]) for row in rows(run)
+            (row["step"], row[name]) for row in metrics(run.folder)
         ]
     assert client.get_run(identifier).info.status == "FINISHED"
 

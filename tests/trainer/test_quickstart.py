@@ -19,6 +19,7 @@ from PIL import Image
 from segclip.rendezvous import free_port
 from segclip.trainer import quickstart
 from segclip.trainer.config import flatten
+from tests.run_files import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def test_mlflow_holds_the_flattened_configuration(root: Path, run: Run) -> None:
 def test_mlflow_holds_the_course_of_the_training(
     root: Path, client: MlflowClient, run: Run, name: str
 ) -> None:
-    lines = [json.loads(line) for line in (root / "train" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(root / "train")
     found = [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, name)]
     assert found == [(line["step"], pytest.approx(line[name])) for line in lines]
     assert [step for step, _ in found] == [1, 2]
@@ -141,7 +142,7 @@ def test_mlflow_holds_the_course_of_the_training(
 
 
 def test_mlflow_holds_the_learning_rate_of_each_group(root: Path, run: Run) -> None:
-    line = json.loads((root / "train" / "metrics.jsonl").read_text().splitlines()[-1])
+    line = metrics(root / "train")[-1]
     wanted = {name: rate for name, rate in line.items() if name.startswith("lr/")}
     assert wanted
     assert {name: run.data.metrics[name] for name in wanted} == pytest.approx(wanted)
@@ -182,7 +183,7 @@ def test_the_same_through_an_s3_server(tmp_path: Path) -> None:
         yaml.safe_load((root / "train" / "config.yaml").read_text())["data"]["shards"]
         == "s3://segclip/scenes"
     )
-    assert len((root / "train" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(metrics(root / "train")) == 2
     assert json.loads((root / "summary.json").read_text())["samples_per_second"] > 0
     assert "S3 server stopped" in done.stdout
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
