@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.conftest import STEPS, Fault, Run
 from tests.small_disk import small_disk
+from tests.trainer.checkpoints.checkpoint_files import flip_bit
 
 pytestmark = pytest.mark.slow
 
@@ -83,10 +84,7 @@ FILES = [
 @pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit(finished: Run, unbroken: Run, name: str) -> None:
     """All ranks go back to the same older checkpoint, and make the lost steps again."""
-    path = finished.folder / "checkpoints" / "step-00000006" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_bit(finished.folder / "checkpoints" / "step-00000006" / name)
     codes, text = finished()
     assert codes == [0, 0], text
     assert text.count("checkpoint step-00000006 is damaged and not used") == 1

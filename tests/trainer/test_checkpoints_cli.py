@@ -12,7 +12,7 @@ import pytest
 from segclip.trainer.checkpoints.retention import Retention
 from segclip.trainer.checkpoints.store import send
 from segclip.trainer.checkpoints_cli import main
-from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import flip_bit, write_checkpoint
 
 
 def command(*arguments: str | Path) -> int:
@@ -88,9 +88,7 @@ def test_verify_names_every_bad_file(
     assert "all bytes are as written" in printed
     assert ("step-00000009: never chosen" in printed) == (where == "run")
     target = root / "step-00000006" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-    content = bytearray(target.read_bytes())
-    content[7] ^= 1
-    target.write_bytes(content)
+    flip_bit(target)
     (root / "step-00000012" / "state.json").unlink()
     assert command("verify", place) == 1
     printed = capsys.readouterr().out

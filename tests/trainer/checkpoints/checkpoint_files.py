@@ -12,8 +12,10 @@ from pathlib import Path
 import yaml
 
 from segclip.trainer.checkpoints.store import upload
+from segclip.trainer.config import RunConfig
+from tests.distributed.conftest import SMALL
 
-__all__ = ["upload_with", "write_checkpoint"]
+__all__ = ["flip_bit", "run_config", "upload_with", "write_checkpoint"]
 
 
 def write_checkpoint(
@@ -44,6 +46,22 @@ def write_checkpoint(
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=1, sort_keys=True))
     return folder
+
+
+def flip_bit(path: Path) -> None:
+    """Damage a file in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def run_config(run_dir: Path, store: Path | None) -> RunConfig:
+    """A run whose checkpoints are uploaded to a folder, or not at all."""
+    checkpoint = {"upload": None if store is None else store.as_uri()}
+    data = {**SMALL["data"], "shards": "x"}
+    return RunConfig.model_validate(
+        {**SMALL, "run_dir": str(run_dir), "data": data, "checkpoint": checkpoint}
+    )
 
 
 def upload_with(environment: Mapping[str, str], folder: Path, url: str) -> None:

@@ -11,14 +11,11 @@ import torch
 import torch.distributed as dist
 
 from segclip.rank_errors import RankError
-from segclip.trainer.checkpoints.config import CheckpointConfig
 from segclip.trainer.checkpoints.retention import Retention
 from segclip.trainer.checkpoints.store import newest, send
 from segclip.trainer.checkpoints.upload import restored
-from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
-from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import flip_bit, run_config, write_checkpoint
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "mp_rank_00_model_states.pt"
@@ -36,18 +33,9 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def run_config(run_dir: Path, store: Path | None) -> RunConfig:
-    checkpoint = CheckpointConfig(upload=None if store is None else store.as_uri())
-    data = {**SMALL["data"], "shards": "x"}
-    fields = {"name": "test", "run_dir": str(run_dir), "data": data, "checkpoint": checkpoint.model_dump()}
-    return RunConfig.model_validate({**SMALL, **fields})
-
-
 def damage(folder: Path) -> None:
     """Change one byte of a checkpoint."""
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    flip_bit(folder / WEIGHTS)
 
 
 def test_damaged_ones_are_replaced_by_those_of_the_store(tmp_path: Path, store: Path, ranks: Ranks) -> None:

@@ -16,7 +16,6 @@ import yaml
 
 from segclip.data_pipelines.s3_server import S3Server, s3_server
 from segclip.data_pipelines.store import open_store
-from segclip.trainer.checkpoints.config import CheckpointConfig
 from segclip.trainer.checkpoints.retention import Retention
 from segclip.trainer.checkpoints.store import (
     DamagedError,
@@ -28,10 +27,10 @@ from segclip.trainer.checkpoints.store import (
     upload,
 )
 from segclip.trainer.checkpoints.upload import Uploads, fetch_newer
-from segclip.trainer.config import RunConfig, load_run_config, save_run_config
+from segclip.trainer.config import load_run_config, save_run_config
 from segclip.trainer.faults import FAULTS, FIRED
 from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoints.checkpoint_files import upload_with, write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import run_config, upload_with, write_checkpoint
 
 pytestmark = pytest.mark.slow
 KEEP = Retention(keep_last=10)
@@ -79,17 +78,6 @@ def upload_killed(folder: Path, url: str, where: str, fired: Path) -> None:
     process.join()
     assert process.exitcode == -9
     assert len(fired.read_text().splitlines()) == 1
-
-
-def run_config(tmp_path: Path, place: Path) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            **SMALL,
-            "run_dir": str(tmp_path / "run"),
-            "data": {**SMALL["data"], "shards": "x"},
-            "checkpoint": CheckpointConfig(upload=place.as_uri()).model_dump(),
-        }
-    )
 
 
 def test_there_and_back(url: str, tmp_path: Path) -> None:
@@ -274,7 +262,7 @@ def test_no_message_shows_a_secret(server: S3Server, tmp_path: Path, monkeypatch
 
 def test_a_failing_upload_is_said_and_made_up_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "store"
-    config = run_config(tmp_path, place)
+    config = run_config(tmp_path / "run", place)
     place.write_text("no folder")
     uploads = Uploads(config)
     write_checkpoint(tmp_path / "run", 3)
@@ -309,7 +297,7 @@ if __name__ == "__main__":
 
 
 def test_what_is_being_sent_is_not_deleted(tmp_path: Path) -> None:
-    save_run_config(run_config(tmp_path, tmp_path / "store"), tmp_path / "config.yaml")
+    save_run_config(run_config(tmp_path / "run", tmp_path / "store"), tmp_path / "config.yaml")
     folder = write_checkpoint(tmp_path / "run", 3)
     (tmp_path / "program.py").write_text(SENDING)
     fault = {"where": "upload file", "rank": 0, "step": 3, "what": "sleep 1"}
@@ -331,7 +319,7 @@ def test_a_store_that_does_not_answer_stops_only_a_run_that_has_no_checkpoint(
 ) -> None:
     place = tmp_path / "store"
     place.write_text("no folder")
-    config = run_config(tmp_path, place)
+    config = run_config(tmp_path / "run", place)
     with pytest.raises(OSError, match="store"):
         fetch_newer(config, None)
     assert fetch_newer(config, write_checkpoint(tmp_path / "run", 3)) is None

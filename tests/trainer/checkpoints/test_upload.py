@@ -15,27 +15,18 @@ import pytest
 
 from segclip.console import UserError
 from segclip.trainer.checkpoints import upload
-from segclip.trainer.checkpoints.config import CheckpointConfig
 from segclip.trainer.checkpoints.store import newest
 from segclip.trainer.checkpoints.upload import Uploads
 from segclip.trainer.config import RunConfig, save_run_config
 from segclip.trainer.faults import FAULTS, FIRED
-from tests.distributed.conftest import SMALL
-from tests.trainer.checkpoints.checkpoint_files import write_checkpoint
+from tests.trainer.checkpoints.checkpoint_files import run_config, write_checkpoint
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            **SMALL,
-            "run_dir": str(tmp_path / "run"),
-            "data": {**SMALL["data"], "shards": "x"},
-            "checkpoint": CheckpointConfig(upload=(tmp_path / "store").as_uri()).model_dump(),
-        }
-    )
+    return run_config(tmp_path / "run", tmp_path / "store")
 
 
 def test_a_fault_of_ours_is_said_and_the_next_upload_makes_up_for_it(
