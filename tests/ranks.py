@@ -24,7 +24,7 @@ from segclip.rendezvous import free_port
 __all__ = ["Group", "complete", "start"]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["deepspeed", "mlflow", "segclip.trainer.loop"])
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass

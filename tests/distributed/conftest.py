@@ -65,3 +65,17 @@ def config_file(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
+
+
+def selected(request: pytest.FixtureRequest, path: Path, parameter: str, **others: object) -> set[Any]:
+    """Values of a parameter in the tests of a file that this session runs, where other parameters are as given."""
+    cases = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == path and isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    ]
+    return {
+        case[parameter]
+        for case in cases
+        if parameter in case and all(case.get(name) == value for name, value in others.items())
+    }
