@@ -36,6 +36,7 @@ setup(
     packages=[
         "segclip",
         *(f"segclip.{folder}" for folder in FOLDERS),
+        *(f"segclip.data_pipelines.{part}" for part in ("building", "scenes", "storage")),
         *(f"segclip.eval.{part}" for part in ("datasets", "reports")),
         "segclip.trainer.checkpoints",
         *(f"segclip.configs.{kind}" for kind in ("protocols", "vocabularies")),

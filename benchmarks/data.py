@@ -41,8 +41,8 @@ from benchmarks.data_cases import run_case
 from benchmarks.photo_sets import write_photo_set
 from benchmarks.report import Figure, arguments, leave_out, print_figures, write_report
 from benchmarks.s3_clients import OURS
-from segclip.data_pipelines.s3_server import check_server, s3_server
-from segclip.data_pipelines.store import open_store, upload
+from segclip.data_pipelines.storage.s3_server import check_server, s3_server
+from segclip.data_pipelines.storage.store import open_store, upload
 
 PARTS = ("files", "s3", "superpixels", "raw", "shaped", "memory")
 END_TO_END, SUPERPIXELS, RAW, SHAPED, MEMORY = 2.0, 15.0, 0.9, 4.0, 1.02

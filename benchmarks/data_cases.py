@@ -57,7 +57,7 @@ def end_to_end(url: str, superpixels: str, stacks: list[str], rounds: int) -> di
     Raises:
         RuntimeError: a stack did not give each sample of the set exactly once.
     """
-    from segclip.data_pipelines.store import normalise_url
+    from segclip.data_pipelines.storage.store import normalise_url
 
     _one_core()
     url = normalise_url(url)
@@ -142,7 +142,7 @@ def raw_reading(url: str, bucket: str, sums: dict[str, str], sizes: list[int], r
     import hashlib
 
     from benchmarks.s3_clients import missing_clients, readers
-    from segclip.data_pipelines.store import open_store
+    from segclip.data_pipelines.storage.store import open_store
 
     with readers(open_store(url), bucket, list(sums), sizes) as clients:
         seconds: dict[str, list[float]] = {name: [] for name in clients}
@@ -180,7 +180,7 @@ def shaped_reading(url: str, paths: list[str], sizes: list[int], rounds: int) ->
     import obstore
 
     from benchmarks.shaping_proxy import shaping_proxy
-    from segclip.data_pipelines.store import Store, open_store
+    from segclip.data_pipelines.storage.store import Store, open_store
 
     def ours(store: Store) -> float:
         begin = time.perf_counter()
@@ -303,7 +303,7 @@ def _plain(url: str, superpixels: Any) -> Iterator[list[str]]:
 
     from benchmarks.plain_stack import pipe_curl, plain_stream
     from segclip.data_pipelines.manifest import read_manifest
-    from segclip.data_pipelines.store import local_path, open_store
+    from segclip.data_pipelines.storage.store import local_path, open_store
 
     store = open_store(url)
     paths = [shard.path for shard in read_manifest(store).shards]
@@ -320,7 +320,7 @@ def _plain(url: str, superpixels: Any) -> Iterator[list[str]]:
 def _captions(url: str) -> list[str]:
     """All captions of a set, sorted."""
     from segclip.data_pipelines.manifest import read_manifest
-    from segclip.data_pipelines.store import open_store
+    from segclip.data_pipelines.storage.store import open_store
     from segclip.data_pipelines.tar import group_samples
 
     store = open_store(url)

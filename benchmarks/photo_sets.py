@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segclip.data_pipelines.label_maps import encode_label_map
 from segclip.data_pipelines.manifest import Manifest
 from segclip.data_pipelines.pictures import encode_jpeg
-from segclip.data_pipelines.png import encode_label_map
 from segclip.data_pipelines.shards import Sample, pack, write_set
 from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import obstore
 
-from segclip.data_pipelines.store import Store
+from segclip.data_pipelines.storage.store import Store
 
 __all__ = ["OURS", "Reader", "missing_clients", "readers"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from segclip.console import cli, progress
-from segclip.data_pipelines.build_cli import add_build_commands
+from segclip.data_pipelines.building.cli import add_build_commands
 
 if TYPE_CHECKING:
-    from segclip.data_pipelines.scene_sets import SceneSet
+    from segclip.data_pipelines.scenes.sets import SceneSet
 
 __all__ = ["build_parser", "main"]
 
@@ -24,14 +24,14 @@ SIZE_HELP = "side of a picture in pixels (default: 96)"
 
 
 def _scene_set(arguments: argparse.Namespace) -> SceneSet:
-    from segclip.data_pipelines.scene_sets import SceneSet
+    from segclip.data_pipelines.scenes.sets import SceneSet
 
     scenes = SceneSet(arguments.count, arguments.seed)
     return scenes if arguments.size is None else replace(scenes, size=arguments.size)
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, write_scene_shards
+    from segclip.data_pipelines.scenes.sets import SCENE_SUPERPIXELS, write_scene_shards
 
     scenes = _scene_set(arguments)
     if arguments.segments is not None:
@@ -51,7 +51,7 @@ def _scenes(arguments: argparse.Namespace) -> None:
 
 
 def _scenes_voc(arguments: argparse.Namespace) -> None:
-    from segclip.data_pipelines.scene_sets import write_scene_voc
+    from segclip.data_pipelines.scenes.sets import write_scene_voc
 
     with progress() as bar:
         task = bar.add_task("scenes", total=arguments.count)
@@ -85,7 +85,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _upload(arguments: argparse.Namespace) -> None:
-    from segclip.data_pipelines.store import upload
+    from segclip.data_pipelines.storage.store import upload
 
     with progress() as bar:
         total = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())

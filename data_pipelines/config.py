@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segclip.data_pipelines.credentials import check_no_credentials
+from segclip.credentials import check_no_credentials
 from segclip.data_pipelines.order import EpochEnd
 from segclip.data_pipelines.superpixels import PatchLabelRule, SuperpixelMethod
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from segclip.data_pipelines.label_maps import decode_label_map
 from segclip.data_pipelines.manifest import check_shard, read_manifest
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
-from segclip.data_pipelines.png import decode_label_map
-from segclip.data_pipelines.store import Store, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.tar import group_samples
 
 __all__ = ["contact_sheet", "pick_samples"]

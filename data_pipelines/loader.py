@@ -26,7 +26,7 @@ from segclip.data_pipelines.samples import Batch, SampleMaker, Shard, join_batch
 from segclip.data_pipelines.shard_reader import ShardReader
 from segclip.data_pipelines.shard_sets import ShardSet, build_mixture, read_sets
 from segclip.data_pipelines.shard_window import Reader, ShardWindow
-from segclip.data_pipelines.store import client_started
+from segclip.data_pipelines.storage.store import client_started
 
 __all__ = ["BatchStream", "build_loader"]
 

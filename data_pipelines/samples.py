@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 from segclip.data_pipelines.captions import caption_part, tokenizer
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.errors import BadSample
+from segclip.data_pipelines.label_maps import decode_label_map
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, PictureError, decode_picture
-from segclip.data_pipelines.png import decode_label_map
 from segclip.data_pipelines.superpixels import compute_superpixels, patch_labels
 from segclip.data_pipelines.tar import SampleIndex, group_samples
 from segclip.keyed_random import Purpose, uniform_numpy

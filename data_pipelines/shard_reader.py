@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
-from segclip.data_pipelines.disk_cache import DiskCache
 from segclip.data_pipelines.errors import OF_THE_SHARD, REPAIR, BadShard, StoreError
 from segclip.data_pipelines.manifest import ShardEntry, check_shard
 from segclip.data_pipelines.samples import Shard, open_shard
-from segclip.data_pipelines.store import open_store
+from segclip.data_pipelines.storage.disk_cache import DiskCache
+from segclip.data_pipelines.storage.store import open_store
 
 __all__ = ["ShardReader"]
 

@@ -18,7 +18,7 @@ from segclip.data_pipelines.manifest import (
     describe,
     read_manifest,
 )
-from segclip.data_pipelines.store import Store, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 from segclip.data_pipelines.tar import group_samples, header, trailer
 

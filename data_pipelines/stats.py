@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from segclip.data_pipelines.building.preparing import SUPERPIXELS
 from segclip.data_pipelines.captions import tokenizer
+from segclip.data_pipelines.label_maps import decode_label_map
 from segclip.data_pipelines.manifest import Manifest, check_shard, read_manifest
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, picture_size
-from segclip.data_pipelines.png import decode_label_map
-from segclip.data_pipelines.preparing import SUPERPIXELS
-from segclip.data_pipelines.store import Store, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.tar import group_samples
 
 __all__ = ["Distribution", "SetStats", "set_stats", "stats_table"]

@@ -18,7 +18,7 @@ import yaml
 from benchmarks.promised import PROMISES, committed_figures, found, with_figures
 from docs.make.command_lines import parsers, subparsers
 from docs.make.tiling import DRAWINGS
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_voc
 from segclip.eval.datasets.folder_sets import load_folder_set
 from segclip.eval.protocol import load_protocol
 from segclip.eval.vocabulary import load_vocabulary
@@ -36,9 +36,9 @@ EXECUTED = {
     "make lint": (".ci/run", "make lint"),
     "make docs": (".ci/run", "make docs"),
     "make test": (".ci/run", "make test"),
-    "segclip-shards build": ("tests/data_pipelines/test_build_cli.py", '"build"'),
-    "segclip-shards superpixels": ("tests/data_pipelines/test_build_cli.py", '"superpixels"'),
-    "segclip-shards stats": ("tests/data_pipelines/test_build_cli.py", '"stats"'),
+    "segclip-shards build": ("tests/data_pipelines/building/test_cli.py", '"build"'),
+    "segclip-shards superpixels": ("tests/data_pipelines/building/test_cli.py", '"superpixels"'),
+    "segclip-shards stats": ("tests/data_pipelines/building/test_cli.py", '"stats"'),
     "segclip-doctor --config": ("tests/trainer/test_doctor.py", '"--config"'),
     "segclip-doctor memory": ("tests/trainer/test_doctor.py", '"memory"'),
     "segclip-doctor dataset": ("tests/trainer/test_doctor.py", '"dataset"'),

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from segclip.console import Finding, Status, UserError, one_line
-from segclip.data_pipelines.credentials import without_credentials
+from segclip.credentials import without_credentials
 from segclip.trainer.config import RunConfig
 from segclip.trainer.tracking import TrackingConfig, tracking_uri
 
@@ -183,7 +183,7 @@ def _disk(config: RunConfig) -> Finding:
 
 def _upload(url: str) -> Finding:
     """Whether checkpoints can be listed, written and deleted there."""
-    from segclip.data_pipelines.store import open_store
+    from segclip.data_pipelines.storage.store import open_store
     from segclip.trainer.checkpoints.store import newest
 
     try:

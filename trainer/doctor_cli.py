@@ -156,7 +156,7 @@ def _memory(arguments: argparse.Namespace) -> int:
 def _send_records(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from segclip.data_pipelines.credentials import without_credentials
+    from segclip.credentials import without_credentials
     from segclip.trainer.config import load_run_config
     from segclip.trainer.spool import Spool
     from segclip.trainer.tracking import Tracker, tracking_uri

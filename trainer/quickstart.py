@@ -184,7 +184,7 @@ def _check_store(store: str, port: int | None) -> None:
         ValueError: the port is in use or not used at all, or SeaweedFS is not installed.
     """
     if store == "s3":
-        from segclip.data_pipelines.s3_server import check_server
+        from segclip.data_pipelines.storage.s3_server import check_server
 
         check_server(port)
     elif port is not None:
@@ -237,7 +237,7 @@ def _shards(
     if store == "file":
         yield local.resolve().as_uri(), {}
         return
-    from segclip.data_pipelines.s3_server import s3_server
+    from segclip.data_pipelines.storage.s3_server import s3_server
 
     with s3_server(server_folder, port=port) as server:
         url = f"{server.url}/scenes"

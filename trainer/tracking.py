@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segclip.data_pipelines.credentials import check_no_credentials, without_credentials
+from segclip.credentials import check_no_credentials, without_credentials
 from segclip.mlflow_store import EXPERIMENT, LONGEST_VALUE, PARAMETERS_A_CALL, experiment_id, open_client
 from segclip.trainer.spool import Spool
 

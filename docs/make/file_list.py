@@ -9,8 +9,8 @@ __all__ = ["first_sentence", "page"]
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
-    "data_pipelines", "kernels", "models", "eval", "eval/datasets", "eval/reports", "trainer",
-    "trainer/checkpoints", "src/segclip", "benchmarks", "docs/make",
+    "data_pipelines", "data_pipelines/storage", "data_pipelines/building", "data_pipelines/scenes", "kernels", "models",
+    "eval", "eval/datasets", "eval/reports", "trainer", "trainer/checkpoints", "src/segclip", "benchmarks", "docs/make",
 )  # fmt: skip
 HEAD = """# Every file
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segclip.console import nearest
-from segclip.data_pipelines.processes import Tick
 from segclip.eval.datasets import layouts
 from segclip.eval.datasets.class_lists import CONTEXT
 from segclip.eval.datasets.label_files import Converted, replace_file, run_converter, write_label
 from segclip.eval.datasets.layouts import find_base
 from segclip.eval.datasets.rle import decode_mask
+from segclip.processes import Tick
 
 __all__ = ["CONTEXT_IDS", "convert_context", "paint"]
 

@@ -10,14 +10,14 @@ from typing import Any
 from PIL import Image
 
 from segclip.console import Finding, one_line
-from segclip.data_pipelines.processes import run_tasks
-from segclip.data_pipelines.voc import voc_palette
+from segclip.data_pipelines.scenes.voc import voc_palette
 from segclip.eval.datasets.check import DatasetCheck, quick_check
 from segclip.eval.datasets.dataset import IGNORE, SegmentationDataset, describe
 from segclip.eval.datasets.folder_sets import is_folder_set
 from segclip.eval.datasets.label_scan import Entry, Scan, scan
 from segclip.eval.datasets.layouts import Files, files_below
 from segclip.eval.datasets.published import DATASETS, PUBLISHED
+from segclip.processes import run_tasks
 
 __all__ = ["ClassCount", "DatasetReport", "alignment", "check_dataset"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segclip.console import progress
-from segclip.data_pipelines.processes import Tick, run_tasks
+from segclip.processes import Tick, run_tasks
 
 __all__ = ["A_TASK", "Converted", "replace_file", "run_converter", "write_label"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from segclip.console import one_line
-from segclip.data_pipelines.processes import Tick
 from segclip.eval.datasets.images import image_mode, read_image, read_label
+from segclip.processes import Tick
 
 __all__ = ["Entry", "Scan", "scan"]
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segclip.console import nearest
-from segclip.data_pipelines.processes import Tick
 from segclip.eval.datasets import layouts
 from segclip.eval.datasets.class_lists import coco_train_ids
 from segclip.eval.datasets.images import read_label
 from segclip.eval.datasets.label_files import Converted, run_converter, write_label
 from segclip.eval.datasets.layouts import Layout, files_below, find_base
+from segclip.processes import Tick
 
 __all__ = ["RELABELLINGS", "Relabelling", "relabel_set"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segclip.console import one_line
-from segclip.data_pipelines.credentials import check_no_credentials, without_credentials
+from segclip.credentials import check_no_credentials, without_credentials
 from segclip.eval.result import Result
 from segclip.mlflow_store import (
     EXPERIMENT,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quickstart_ablation import CONFIG, is_done
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.data_pipelines.shard_sets import read_sets
 from segclip.trainer.config import load_run_config, save_run_config
 from segclip.trainer.export import describe_data

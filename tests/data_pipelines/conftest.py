@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segclip.data_pipelines.config import DataConfig
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from PIL import Image
 from segclip.data_pipelines.cli import main
 from segclip.data_pipelines.contact_sheet import contact_sheet
 from segclip.data_pipelines.manifest import read_manifest
-from segclip.data_pipelines.scenes import draw_scenes
+from segclip.data_pipelines.scenes.scene import draw_scenes
 
 
 def run(*arguments: object) -> int:

@@ -187,7 +187,7 @@ import sys, json, torch
 from itertools import islice
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import build_loader
-from segclip.data_pipelines.store import client_started
+from segclip.data_pipelines.storage.store import client_started
 
 def take(config, steps, **more):
     stream = build_loader(config, patch_size=4, rank=0, world_size=1, batch_size=12, seed=4, **more)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from segclip.data_pipelines.config import CaptionParts, DataConfig, SuperpixelConfig
-from segclip.data_pipelines.png import encode_label_map
+from segclip.data_pipelines.label_maps import encode_label_map
 from segclip.data_pipelines.samples import Batch, SampleMaker, Shard, crop_box, join_batches, open_shard
 from segclip.data_pipelines.shards import pack
 

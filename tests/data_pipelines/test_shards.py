@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segclip.data_pipelines.manifest import parse_manifest, read_manifest
-from segclip.data_pipelines.scene_sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SCENE_SUPERPIXELS, SceneSet, write_scene_shards
 from segclip.data_pipelines.shards import pack, verify_set, write_set
 from segclip.data_pipelines.tar import group_samples
 from tests.data_pipelines.faulty_server import faulty_server

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segclip.data_pipelines import superpixels
-from segclip.data_pipelines.scenes import draw_scenes, render
+from segclip.data_pipelines.scenes.scene import draw_scenes, render
 from segclip.data_pipelines.superpixels import (
     SuperpixelMethod,
     compute_superpixels,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 
 SMALL: dict[str, Any] = {
     "name": "test",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_voc
 from segclip.eval import run
 from segclip.eval.datasets.dataset import open_dataset
 from segclip.eval.evaluate import evaluate

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segclip.data_pipelines.s3_server import S3Server, s3_server
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.storage.s3_server import S3Server, s3_server
 from tests.distributed.conftest import SMALL
 from tests.faults.conftest import Run
 

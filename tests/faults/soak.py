@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from tests.distributed.conftest import SMALL
 from tests.faults.conftest import Run
 from tests.ranks import Group

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from tests.faults.conftest import Run
 from tests.ranks import start
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 import yaml
 
-from segclip.data_pipelines.build import build_set
-from segclip.data_pipelines.build_options import Options
+from segclip.data_pipelines.building.build import build_set
+from segclip.data_pipelines.building.open_source import open_source
+from segclip.data_pipelines.building.options import Options
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.shards import pack
-from segclip.data_pipelines.sources import open_source
 from segclip.trainer.checkpoints.resuming import check_resumable
 from segclip.trainer.config import load_run_config
 from segclip.trainer.export_cli import open_checkpoint

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.data_pipelines.build import build_set
-from segclip.data_pipelines.build_options import Options
+from segclip.data_pipelines.building.build import build_set
+from segclip.data_pipelines.building.merge import merge_set
+from segclip.data_pipelines.building.open_source import open_source
+from segclip.data_pipelines.building.options import Options
 from segclip.data_pipelines.config import DataConfig
+from segclip.data_pipelines.label_maps import encode_label_map
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
-from segclip.data_pipelines.merge import merge_set
-from segclip.data_pipelines.png import encode_label_map
 from segclip.data_pipelines.shards import pack
-from segclip.data_pipelines.sources import open_source
 from segclip.data_pipelines.tar import PICKLE_LIKE
 
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from segclip.data_pipelines.s3_server import SECRET_KEY, s3_server
-from segclip.data_pipelines.store import upload
+from segclip.data_pipelines.storage.s3_server import SECRET_KEY, s3_server
+from segclip.data_pipelines.storage.store import upload
 from segclip.rendezvous import free_port
 from segclip.trainer.config import load_run_config
 from tests.faults.conftest import Run

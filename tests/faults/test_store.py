@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from segclip.data_pipelines.config import StoreConfig
-from segclip.data_pipelines.retry import RetryPolicy
-from segclip.data_pipelines.s3_server import S3Server
-from segclip.data_pipelines.store import upload
+from segclip.data_pipelines.storage.retry import RetryPolicy
+from segclip.data_pipelines.storage.s3_server import S3Server
+from segclip.data_pipelines.storage.store import upload
 from tests.faults.conftest import Run
 from tests.faults.data_runs import (
     STEPS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segclip.data_pipelines.s3_server import S3Server, s3_server
+from segclip.data_pipelines.storage.s3_server import S3Server, s3_server
 from tests.faults.conftest import LONGEST, Fault, Run
 from tests.ranks import Group
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.trainer import doctor
 from segclip.trainer.config import RunConfig, load_run_config
 from segclip.trainer.doctor import check_configuration, check_environment

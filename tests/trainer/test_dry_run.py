@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.models.flops import training_flops
 from segclip.trainer.config import RunConfig, load_run_config
 from segclip.trainer.dry_run import describe

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.models.checkpoint import load
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.export_cli import main

@@ -10,7 +10,7 @@ import torch
 
 from segclip.data_pipelines.loader import build_loader
 from segclip.data_pipelines.samples import Batch
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig, load_run_config
 from segclip.trainer.insight import assignment_picture, gradient_norms

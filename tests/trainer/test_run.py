@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_shards
+from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

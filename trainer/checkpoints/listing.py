@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
-from segclip.data_pipelines.store import Store, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.trainer.checkpoints.folder import CHECKSUMS, DAMAGED, checkpoint_folder
 from segclip.trainer.checkpoints.store import DamagedError, Stored, checksums_of, stored
 from segclip.trainer.checkpoints.train_state import STATE

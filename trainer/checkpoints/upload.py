@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from segclip.console import UserError, one_line, warn
-from segclip.data_pipelines.processes import die_with_parent
+from segclip.processes import die_with_parent
 from segclip.trainer.checkpoints import store
 from segclip.trainer.checkpoints.folder import checkpoint_folder, complete, remove, set_aside, step_of
 from segclip.trainer.checkpoints.integrity import find_intact, newest_intact, none_intact

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segclip.data_pipelines.voc import voc_palette
+from segclip.data_pipelines.scenes.voc import voc_palette
 from segclip.eval.datasets import doctor
 from segclip.eval.datasets.doctor import check_dataset
 from segclip.eval.datasets.published import PUBLISHED

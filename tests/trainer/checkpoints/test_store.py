@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segclip.data_pipelines.s3_server import S3Server, s3_server
-from segclip.data_pipelines.store import open_store
+from segclip.data_pipelines.storage.s3_server import S3Server, s3_server
+from segclip.data_pipelines.storage.store import open_store
 from segclip.trainer.checkpoints.retention import Retention
 from segclip.trainer.checkpoints.store import (
     DamagedError,

@@ -1,0 +1,1 @@
+"""Shard sets built of one's own pictures and captions: ``segclip-shards build``, ``merge`` and ``superpixels``."""

@@ -1,0 +1,1 @@
+"""The quickstart's data: generated captioned scenes, with their label maps."""
