@@ -19,7 +19,7 @@ from PIL import Image
 from segclip.data_pipelines.label_maps import encode_label_map
 from segclip.data_pipelines.manifest import Manifest
 from segclip.data_pipelines.pictures import encode_jpeg
-from segclip.data_pipelines.shards import Sample, pack, write_set
+from segclip.data_pipelines.shard_writer import Sample, pack, write_set
 from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
 
 __all__ = ["SIZE", "captions", "photos", "write_photo_set"]

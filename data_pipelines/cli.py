@@ -74,7 +74,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from segclip.data_pipelines.manifest import read_manifest
-    from segclip.data_pipelines.shards import verify_set
+    from segclip.data_pipelines.verify import verify_set
 
     with progress() as bar:
         task = bar.add_task("samples", total=read_manifest(arguments.url).samples)

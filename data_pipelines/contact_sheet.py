@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segclip.data_pipelines.label_maps import decode_label_map
-from segclip.data_pipelines.manifest import check_shard, read_manifest
-from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
-from segclip.data_pipelines.storage.store import Store, open_store
-from segclip.data_pipelines.tar import group_samples
+from segclip.data_pipelines.label_maps import SUPERPIXELS, decode_label_map
+from segclip.data_pipelines.manifest import read_manifest
+from segclip.data_pipelines.pictures import picture_extension
+from segclip.data_pipelines.shard import read_shard
+from segclip.data_pipelines.storage.store import open_store
 
-__all__ = ["contact_sheet", "pick_samples"]
+__all__ = ["contact_sheet"]
 
 PICTURE, GAP, LINES, FONT_SIZE = 168, 22, 3, 14
 PAPER, INK, BORDER = (250, 249, 246), (40, 40, 44), (255, 255, 255)
 
 
-def pick_samples(url: str, count: int) -> list[dict[str, bytes]]:
+def _pick_samples(url: str, count: int) -> list[dict[str, bytes]]:
     """Members by extension of ``count`` samples spread evenly over a shard set."""
-    store: Store = open_store(url)
+    store = open_store(url)
     manifest = read_manifest(store)
     wanted = np.unique(np.linspace(0, manifest.samples - 1, min(count, manifest.samples)).round().astype(int))
     picked = []
@@ -33,11 +33,9 @@ def pick_samples(url: str, count: int) -> list[dict[str, bytes]]:
         start += entry.count
         if not len(inside):
             continue
-        content = store.get(entry.path)
-        check_shard(entry, content, store.url)
-        samples = group_samples(content, f"{store.url}/{entry.path}")
+        shard = read_shard(store, entry)
         picked += [
-            {extension: bytes(content[a:b]) for extension, (a, b) in samples[index].members.items()}
+            {extension: bytes(content) for extension, content in shard.members(shard.samples[index]).items()}
             for index in inside
         ]
     return picked
@@ -58,7 +56,7 @@ def contact_sheet(
     Returns:
         The captions, in the order of the page.
     """
-    samples = pick_samples(url, count)
+    samples = _pick_samples(url, count)
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 4
     cell_height = PICTURE + GAP + LINES * line
@@ -84,15 +82,15 @@ def contact_sheet(
 
 def _picture(members: dict[str, bytes], outlines: bool) -> Image.Image:
     """A sample's picture fitted into a square, with the borders of its superpixels if asked for."""
-    extension = next((each for each in PICTURE_EXTENSIONS if each in members), None)
+    extension = picture_extension(members)
     if extension is None:
         return Image.new("RGB", (PICTURE, PICTURE), INK)
     picture = Image.open(io.BytesIO(members[extension])).convert("RGB")
     scale = PICTURE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if outlines and "superpixels.png" in members:
-        ids = decode_label_map(members["superpixels.png"])
+    if outlines and SUPERPIXELS in members:
+        ids = decode_label_map(members[SUPERPIXELS])
         rows = np.arange(size[1]) * ids.shape[0] // size[1]
         columns = np.arange(size[0]) * ids.shape[1] // size[0]
         large = ids[rows[:, None], columns]

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from segclip.data_pipelines.pictures import PictureError, open_png
 
-__all__ = ["decode_label_map", "encode_label_map"]
+__all__ = ["SUPERPIXELS", "decode_label_map", "encode_label_map"]
+
+SUPERPIXELS = "superpixels.png"
+"""Extension of the member of a sample that is its map of superpixels."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY_8 = b"\x08\x00\x00\x00\x00"  # bit depth 8, greyscale, deflate, adaptive filters, not interlaced

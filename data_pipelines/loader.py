@@ -20,12 +20,13 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import BadSample
 from segclip.data_pipelines.mixture import Mixture
-from segclip.data_pipelines.order import Place, check_split, local_positions
+from segclip.data_pipelines.order import Place, Reader, check_split, local_positions
 from segclip.data_pipelines.quarantine import Choice, Quarantine, check_budget
-from segclip.data_pipelines.samples import Batch, SampleMaker, Shard, join_batches
+from segclip.data_pipelines.samples import Batch, SampleMaker, join_batches
+from segclip.data_pipelines.shard import Shard
 from segclip.data_pipelines.shard_reader import ShardReader
 from segclip.data_pipelines.shard_sets import ShardSet, build_mixture, read_sets
-from segclip.data_pipelines.shard_window import Reader, ShardWindow
+from segclip.data_pipelines.shard_window import ShardWindow
 from segclip.data_pipelines.storage.store import client_started
 
 __all__ = ["BatchStream", "build_loader"]

@@ -37,9 +37,11 @@ from numpy.typing import NDArray
 
 from segclip.keyed_random import Purpose, permutation
 
-__all__ = ["EpochEnd", "Order", "Place", "check_split", "epoch_positions", "local_positions"]
+__all__ = ["EpochEnd", "Order", "Place", "Reader", "check_split", "epoch_positions", "local_positions"]
 
 EpochEnd = Literal["join", "drop", "pad"]
+Reader = tuple[int, int]
+"""What walks through blocks one after the other: a lane of an order, as number of the order and of the lane."""
 # Of the number of a part within that of a shuffle, 64 bits in all: room for 2**48 blocks.
 _PART_BITS = 48
 
@@ -55,8 +57,8 @@ class Place(NamedTuple):
     part: int = 0
 
     @property
-    def reader(self) -> tuple[int, int]:
-        """What walks through blocks one after the other: a lane of an order."""
+    def reader(self) -> Reader:
+        """Who comes by."""
         return self.part, self.lane
 
 

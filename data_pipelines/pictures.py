@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Container
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "decode_picture",
     "encode_jpeg",
     "open_png",
+    "picture_extension",
     "picture_kind",
     "picture_size",
 ]
@@ -41,6 +43,11 @@ _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 class PictureError(DataError):
     """A picture that is not decoded; causes: ``cut``, ``empty``, ``web_page``, ``unknown``, ``too_large``,
     ``undecodable``."""
+
+
+def picture_extension(extensions: Container[str]) -> str | None:
+    """Which of a sample's members is its picture, by their extensions; None if none is."""
+    return next((each for each in PICTURE_EXTENSIONS if each in extensions), None)
 
 
 def picture_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
@@ -151,12 +158,13 @@ def _png_pixels(view: memoryview) -> Tensor:
     return torch.from_numpy(pixels_HW3).permute(2, 0, 1).contiguous()
 
 
-def decode_picture(data: Tensor, view: memoryview, max_pixels: int, max_decompression: int = 1000) -> Tensor:
+def decode_picture(
+    data: bytes | bytearray | memoryview, max_pixels: int, max_decompression: int = 1000
+) -> Tensor:
     """RGB pixels of an encoded picture.
 
     Args:
-        data: uint8 [bytes], the file.
-        view: the same bytes, for reading the header.
+        data: the file; where it may not be written to, it is copied.
         max_pixels: a picture with more is refused before anything is decoded.
         max_decompression: so is one, above 16 MiB of pixels, whose pixels take more than so many times its bytes.
 
@@ -166,25 +174,27 @@ def decode_picture(data: Tensor, view: memoryview, max_pixels: int, max_decompre
     Raises:
         PictureError: the picture is too large, or does not decode.
     """
-    height, width = picture_size(view)
+    height, width = picture_size(data)
     if height * width > max_pixels:
         raise PictureError(
             "too_large", f"it has {width} x {height} pixels, more than data.max_pixels={max_pixels}"
         )
     if height * width == 0:
         raise PictureError("cut", f"its header states {width} x {height} pixels")
-    if 3 * height * width > max(SMALL_PICTURE, max_decompression * len(view)):
+    if 3 * height * width > max(SMALL_PICTURE, max_decompression * len(data)):
         raise PictureError(
             "too_large",
-            f"its {len(view)} bytes unfold to {width} x {height} pixels, more than "
+            f"its {len(data)} bytes unfold to {width} x {height} pixels, more than "
             f"data.max_decompression={max_decompression} times as much",
         )
-    kind = picture_kind(view)
+    kind, view = picture_kind(data), memoryview(data)
     if kind == "png":
         return _png_pixels(view)
     try:
         decode = _OPERATORS.decode_jpeg if kind == "jpg" else _OPERATORS.decode_image
-        pixels: Tensor = decode(data, _RGB, False)
+        # A tensor of memory that may not be written to is one that torch warns of.
+        whole = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
+        pixels: Tensor = decode(whole, _RGB, False)
         return pixels
     except RuntimeError as error:
         raise PictureError("undecodable", f"it does not decode ({str(error).splitlines()[0]})") from error

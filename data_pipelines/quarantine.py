@@ -25,9 +25,8 @@ from functools import lru_cache
 
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.errors import BadSample, BadShard
-from segclip.data_pipelines.order import Order, Place
-from segclip.data_pipelines.samples import Shard
-from segclip.data_pipelines.shard_window import Reader
+from segclip.data_pipelines.order import Order, Place, Reader
+from segclip.data_pipelines.shard import Shard
 
 __all__ = ["LIKELY_ENOUGH", "Choice", "Quarantine", "check_budget", "substitutes"]
 

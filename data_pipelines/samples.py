@@ -20,17 +20,22 @@ from torch.nn.functional import interpolate
 from segclip.data_pipelines.captions import caption_part, tokenizer
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.errors import BadSample
-from segclip.data_pipelines.label_maps import decode_label_map
-from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, PictureError, decode_picture
+from segclip.data_pipelines.label_maps import SUPERPIXELS, decode_label_map
+from segclip.data_pipelines.pictures import (
+    PICTURE_EXTENSIONS,
+    PictureError,
+    decode_picture,
+    picture_extension,
+)
+from segclip.data_pipelines.shard import Shard
 from segclip.data_pipelines.superpixels import compute_superpixels, patch_labels
-from segclip.data_pipelines.tar import SampleIndex, group_samples
+from segclip.data_pipelines.tar import SampleIndex
 from segclip.keyed_random import Purpose, uniform_numpy
 
-__all__ = ["Batch", "Box", "Replace", "SampleMaker", "Shard", "crop_box", "join_batches", "open_shard"]
+__all__ = ["Batch", "Box", "Replace", "SampleMaker", "crop_box", "join_batches"]
 
 CROP_TRIES = 10
 _CROP_DRAWS = 2 * CROP_TRIES + 2
-SUPERPIXELS = "superpixels.png"
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,6 @@ class Batch:
         return len(self.captions)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A shard in memory: its name for messages, its bytes uint8 [size], and where its samples lie."""
-
-    name: str
-    data: Tensor
-    view: memoryview
-    samples: list[SampleIndex]
-
-
 Replace = Callable[[int, BadSample], tuple[Shard, int]]
 _NO_PICTURE = torch.empty((3, 0, 0), dtype=torch.uint8)
 _NO_MAP: NDArray[np.integer] = np.empty((0, 0), dtype=np.uint8)
@@ -80,12 +75,6 @@ class Box:
     left: int
     height: int
     width: int
-
-
-def open_shard(name: str, content: bytearray | memoryview) -> Shard:
-    """Index the samples of a shard. The content is shared, not copied."""
-    data = torch.from_numpy(np.frombuffer(content, dtype=np.uint8))
-    return Shard(name, data, memoryview(content), group_samples(content, name))
 
 
 def crop_box(
@@ -221,41 +210,34 @@ class SampleMaker:
 
     def _picture(self, shard: Shard, sample: SampleIndex) -> Tensor:
         """Decoded picture of a sample: uint8 [3, H, W]."""
-        for extension in PICTURE_EXTENSIONS:
-            if extension in sample.members:
-                start, end = sample.members[extension]
-                try:
-                    return decode_picture(
-                        shard.data[start:end],
-                        shard.view[start:end],
-                        self.config.max_pixels,
-                        self.config.max_decompression,
-                    )
-                except PictureError as error:
-                    what = f"the picture .{extension} is bad: {error}; repair or remove it"
-                    raise _bad(shard, sample, f"picture_{error.cause}", what) from error
-        allowed = ", ".join("." + extension for extension in PICTURE_EXTENSIONS)
-        held = ", ".join(sample.members) or "none"
-        what = f"it has no picture (members: {held}): needs one of {allowed}"
-        raise _bad(shard, sample, "picture_missing", what)
+        extension = picture_extension(sample.members)
+        if extension is None:
+            allowed = ", ".join("." + each for each in PICTURE_EXTENSIONS)
+            held = ", ".join(sample.members) or "none"
+            what = f"it has no picture (members: {held}): needs one of {allowed}"
+            raise _bad(shard, sample, "picture_missing", what)
+        content, config = shard.member(sample, extension), self.config
+        try:
+            return decode_picture(content, config.max_pixels, config.max_decompression)
+        except PictureError as error:
+            what = f"the picture .{extension} is bad: {error}; repair or remove it"
+            raise _bad(shard, sample, f"picture_{error.cause}", what) from error
 
     def _superpixels(self, shard: Shard, sample: SampleIndex, picture_CHW: Tensor) -> NDArray[np.integer]:
         """Stored or computed superpixel ids of a picture: [H, W]."""
-        place = sample.members.get(SUPERPIXELS)
         _, height, width = picture_CHW.shape
         try:
-            if place is None:
+            if SUPERPIXELS not in sample.members:
                 return compute_superpixels(picture_CHW.permute(1, 2, 0).numpy(), self.config.superpixels)
-            return decode_label_map(shard.view[place[0] : place[1]], (height, width))
+            return decode_label_map(shard.member(sample, SUPERPIXELS), (height, width))
         except ValueError as error:
             raise _bad(shard, sample, "superpixels", str(error)) from error
 
     def _caption(self, shard: Shard, sample: SampleIndex) -> str:
         """Whole caption of a sample."""
-        place = sample.members.get("txt")
-        if place is None:
+        if "txt" not in sample.members:
             raise _bad(shard, sample, "caption_missing", "it has no caption: needs a member .txt")
-        caption = str(shard.view[place[0] : place[1]], "utf-8", "replace").strip()
+        caption = str(shard.member(sample, "txt"), "utf-8", "replace").strip()
         if not caption:
             raise _bad(
                 shard, sample, "caption_empty", "its caption is empty: write a text or remove the sample"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
-from segclip.data_pipelines.errors import OF_THE_SHARD, REPAIR, BadShard, StoreError
+from segclip.data_pipelines.errors import OF_THE_SHARD, BadShard, StoreError
 from segclip.data_pipelines.manifest import ShardEntry, check_shard
-from segclip.data_pipelines.samples import Shard, open_shard
+from segclip.data_pipelines.shard import Shard, open_stated
 from segclip.data_pipelines.storage.disk_cache import DiskCache
 from segclip.data_pipelines.storage.store import open_store
 
@@ -44,19 +44,7 @@ class ShardReader:
             BadShard: it is missing or not what the manifest states.
             StoreError: it cannot be had at the moment.
         """
-        name = f"{self._store.url}/{entry.path}"
-        content = self._content(entry)
-        try:
-            shard = open_shard(name, content)
-        except ValueError as error:
-            raise BadShard("tar", str(error)) from error
-        if len(shard.samples) != entry.count:
-            raise BadShard(
-                "count",
-                f"shard {name} holds {len(shard.samples)} samples, the manifest states {entry.count}: "
-                f"{REPAIR}",
-            )
-        return shard
+        return open_stated(entry, self._content(entry), self._store.url)
 
     def _content(self, entry: ShardEntry) -> memoryview:
         try:

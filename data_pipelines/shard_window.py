@@ -6,17 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from segclip.data_pipelines.samples import Shard
+from segclip.data_pipelines.order import Reader
+from segclip.data_pipelines.shard import Shard
 
-__all__ = ["Reader", "ShardWindow"]
+__all__ = ["ShardWindow"]
 
 log = logging.getLogger(__name__)
 # At a time. Each is read in parallel ranges, and one is checked while the other is on its way.
 FETCHES = 2
-
-
-Reader = tuple[int, int]
-"""A lane of a part, see ``order.Place.reader``."""
 
 
 class ShardWindow:

@@ -9,18 +9,27 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from segclip.data_pipelines.building.preparing import SUPERPIXELS
 from segclip.data_pipelines.captions import tokenizer
-from segclip.data_pipelines.label_maps import decode_label_map
-from segclip.data_pipelines.manifest import Manifest, check_shard, read_manifest
-from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, picture_size
-from segclip.data_pipelines.storage.store import Store, open_store
-from segclip.data_pipelines.tar import group_samples
+from segclip.data_pipelines.label_maps import SUPERPIXELS, decode_label_map
+from segclip.data_pipelines.manifest import read_manifest
+from segclip.data_pipelines.pictures import picture_extension, picture_size
+from segclip.data_pipelines.shard import read_shard
+from segclip.data_pipelines.storage.store import open_store
 
 __all__ = ["Distribution", "SetStats", "set_stats", "stats_table"]
 
 # CLIP's longest text: more tokens than these are not counted, as no network reads them.
 WORDS = 77
+_NAMES = (
+    "shard: samples",
+    "shard: bytes",
+    "picture: short side",
+    "picture: long side",
+    "picture: bytes",
+    "caption: characters",
+    "caption: tokens",
+    "superpixels",
+)
 
 
 @dataclass(frozen=True)
@@ -76,72 +85,72 @@ def set_stats(
     """
     if shards is not None and shards < 1:
         raise ValueError(f"--shards is {shards}: read at least one")
-    store: Store = open_store(url)
-    manifest: Manifest = read_manifest(store)
+    store = open_store(url)
+    manifest = read_manifest(store)
     wanted = len(manifest.shards) if shards is None else min(shards, len(manifest.shards))
     chosen = np.unique(np.linspace(0, len(manifest.shards) - 1, wanted).round().astype(int))
-    values: dict[str, list[int]] = {name: [] for name in _NAMES}
-    without = {"picture": 0, "caption": 0, "superpixels": 0}
-    tokenize = tokenizer(WORDS)
-    read = 0
+    tally = _Tally()
     for number in chosen:
         entry = manifest.shards[number]
-        content = store.get(entry.path)
-        check_shard(entry, content, store.url)
-        view = memoryview(content)
-        for sample in group_samples(content, f"{store.url}/{entry.path}"):
-            read += 1
-            members = {name: view[start:end] for name, (start, end) in sample.members.items()}
-            picture = next((members[each] for each in PICTURE_EXTENSIONS if each in members), None)
-            size: tuple[int, int] | None = None
+        shard = read_shard(store, entry)
+        for sample in shard.samples:
             try:
-                if picture is None:
-                    without["picture"] += 1
-                else:
-                    size = picture_size(picture)
-                    values["picture: short side"].append(min(size))
-                    values["picture: long side"].append(max(size))
-                    values["picture: bytes"].append(len(picture))
-                if SUPERPIXELS in members:
-                    ids = decode_label_map(members[SUPERPIXELS], size)
-                    values["superpixels"].append(int(np.count_nonzero(np.bincount(ids.ravel()))))
-                else:
-                    without["superpixels"] += 1
+                tally.add(shard.members(sample))
             except ValueError as error:
                 raise ValueError(
-                    f"sample {sample.key!r} of shard {store.url}/{entry.path}: {error}; build the set again"
+                    f"sample {sample.key!r} of shard {shard.name}: {error}; build the set again"
                 ) from error
-            caption = str(members.get("txt", b""), "utf-8", "replace").strip()
-            if caption:
-                values["caption: characters"].append(len(caption))
-                # The end token has the highest id.
-                values["caption: tokens"].append(int(tokenize(caption).argmax()) + 1)
-            else:
-                without["caption"] += 1
-        values["shard: bytes"].append(entry.bytes)
-        values["shard: samples"].append(entry.count)
+        tally.values["shard: bytes"].append(entry.bytes)
+        tally.values["shard: samples"].append(entry.count)
         report(entry.count)
     return SetStats(
         shards=len(manifest.shards),
         samples=manifest.samples,
         bytes=sum(shard.bytes for shard in manifest.shards),
-        read=read,
+        read=sum(tally.values["shard: samples"]),
         superpixels=manifest.superpixels.parameters() if manifest.superpixels else None,
-        distributions={name: Distribution.of(held) for name, held in values.items() if held},
-        without=without,
+        distributions={name: Distribution.of(held) for name, held in tally.values.items() if held},
+        without=tally.without,
     )
 
 
-_NAMES = (
-    "shard: samples",
-    "shard: bytes",
-    "picture: short side",
-    "picture: long side",
-    "picture: bytes",
-    "caption: characters",
-    "caption: tokens",
-    "superpixels",
-)
+class _Tally:
+    """What has been counted so far.
+
+    Attributes:
+        values: each value by what is counted.
+        without: samples that lack something, by what they lack.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[int]] = {name: [] for name in _NAMES}
+        self.without = {"picture": 0, "caption": 0, "superpixels": 0}
+        self._tokenize = tokenizer(WORDS)
+
+    def add(self, members: dict[str, memoryview]) -> None:
+        """Count a sample, given by its members; ``ValueError`` if its picture or its map is broken."""
+        values, without = self.values, self.without
+        extension = picture_extension(members)
+        size: tuple[int, int] | None = None
+        if extension is None:
+            without["picture"] += 1
+        else:
+            size = picture_size(members[extension])
+            values["picture: short side"].append(min(size))
+            values["picture: long side"].append(max(size))
+            values["picture: bytes"].append(len(members[extension]))
+        if SUPERPIXELS in members:
+            ids = decode_label_map(members[SUPERPIXELS], size)
+            values["superpixels"].append(int(np.count_nonzero(np.bincount(ids.ravel()))))
+        else:
+            without["superpixels"] += 1
+        caption = str(members.get("txt", b""), "utf-8", "replace").strip()
+        if caption:
+            values["caption: characters"].append(len(caption))
+            # The end token has the highest id.
+            values["caption: tokens"].append(int(self._tokenize(caption).argmax()) + 1)
+        else:
+            without["caption"] += 1
 
 
 def stats_table(stats: SetStats) -> Table:

@@ -22,7 +22,7 @@ from segclip.data_pipelines.building.records import (
 )
 from segclip.data_pipelines.building.source import Rejected, Source, Unit, opened
 from segclip.data_pipelines.manifest import ShardEntry, describe
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.storage.store import Store, normalise_url, open_store
 from segclip.data_pipelines.tar import LONGEST_NAME
 from segclip.processes import Tick, run_tasks

@@ -23,11 +23,11 @@ from segclip.data_pipelines.building.records import (
     read_records,
     write_record,
 )
-from segclip.data_pipelines.manifest import MANIFEST, Manifest, ShardEntry, check_shard, describe
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.manifest import MANIFEST, Manifest, ShardEntry, describe
+from segclip.data_pipelines.shard import read_shard
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.superpixels import SuperpixelMethod
-from segclip.data_pipelines.tar import group_samples
 
 __all__ = ["Merged", "merge_set"]
 
@@ -179,28 +179,25 @@ def _without(
     shards: list[ShardEntry] = []
     rejected = list(record.rejected)
     start = 0
-    for shard in record.shards:
-        drop = duplicate[start : start + shard.count]
+    for entry in record.shards:
+        drop = duplicate[start : start + entry.count]
         if not drop.any():
-            shards.append(shard)
+            shards.append(entry)
         else:
-            content = store.get(shard.path)
-            check_shard(shard, content, store.url)
-            samples = group_samples(content, f"{store.url}/{shard.path}")
+            shard = read_shard(store, entry)
             kept = []
-            for index, sample in enumerate(samples):
+            for index, sample in enumerate(shard.samples):
                 if drop[index]:
-                    origin, other = f"{shard.path}: {sample.key}", same_as[start + index]
+                    origin, other = f"{entry.path}: {sample.key}", same_as[start + index]
                     detail = f"its picture is the same as one in {other}"
                     rejected.append(RejectedFile(origin=origin, cause="duplicate picture", detail=detail))
                 else:
-                    members = {name: bytes(content[a:b]) for name, (a, b) in sample.members.items()}
-                    kept.append((sample.key, members))
+                    kept.append((sample.key, shard.members(sample)))
             if kept:
                 packed, count = pack(kept)
-                store.put(shard.path, packed)
-                shards.append(describe(shard.path, packed, count))
-        start += shard.count
+                store.put(entry.path, packed)
+                shards.append(describe(entry.path, packed, count))
+        start += entry.count
     width = 2 * _PICTURE_BYTES
     pictures = "".join(
         record.pictures[width * n : width * (n + 1)] for n, gone in enumerate(duplicate) if not gone

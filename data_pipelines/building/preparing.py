@@ -6,20 +6,17 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from segclip.data_pipelines.building.caption_cleaning import clean_caption
 from segclip.data_pipelines.building.options import Options
 from segclip.data_pipelines.building.source import Raw
-from segclip.data_pipelines.label_maps import encode_label_map
+from segclip.data_pipelines.label_maps import SUPERPIXELS, encode_label_map
 from segclip.data_pipelines.pictures import decode_picture, encode_jpeg, picture_kind, picture_size
 from segclip.data_pipelines.superpixels import compute_superpixels
 
-__all__ = ["SUPERPIXELS", "Preparer", "RefusedError"]
-
-SUPERPIXELS = "superpixels.png"
+__all__ = ["Preparer", "RefusedError"]
 
 
 class RefusedError(Exception):
@@ -124,11 +121,8 @@ class Preparer:
             raise RefusedError("too many pixels", f"{size}, more than --max-pixels {options.max_pixels}")
         if min(height, width) < options.min_side:
             raise RefusedError("picture too small", f"{size}: --min-side is {options.min_side}")
-        data = bytearray(content)
         try:
-            return decode_picture(
-                torch.frombuffer(data, dtype=torch.uint8), memoryview(data), options.max_pixels
-            )
+            return decode_picture(content, options.max_pixels)
         except ValueError as error:
             raise RefusedError("picture does not decode", str(error)) from error
 

@@ -14,9 +14,10 @@ from braceexpand import braceexpand
 
 from segclip.data_pipelines.building.source import Raw, Rejected, Source, digest_of, fetched
 from segclip.data_pipelines.manifest import MANIFEST, SHARD_PATH, read_manifest
-from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
+from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, picture_extension
+from segclip.data_pipelines.shard import Shard, open_shard
 from segclip.data_pipelines.storage.store import local_path, normalise_url, open_store
-from segclip.data_pipelines.tar import SampleIndex, group_samples, read_members, split_name
+from segclip.data_pipelines.tar import SampleIndex, read_members, split_name
 
 __all__ = ["ShardUnit", "TarsUnit", "expanded", "open_shards", "open_tars", "tars_in"]
 
@@ -127,22 +128,22 @@ class TarsUnit:
                 yield tar
                 continue
             for index, sample in enumerate(tar.samples):
-                origin = f"{tar.url}: {sample.key}"
-                found = _picture_of(sample)
+                origin = f"{tar.name}: {sample.key}"
+                found = picture_extension(sample.members)
                 if found is None or "txt" not in sample.members:
                     yield _incomplete(origin, sample, found)
                     continue
                 # img2dataset's own record of the sample is kept; its other members are of no use here.
-                members = {"json": tar.content(sample, "json")} if "json" in sample.members else {}
+                members = {"json": bytes(tar.member(sample, "json"))} if "json" in sample.members else {}
                 members.setdefault("json", json.dumps({"key": sample.key}).encode())
                 left_out = tar.unread(sample) + len(sample.members.keys() - {found, "txt", "json"})
                 yield Raw(
                     f"{number:05d}-{index:06d}",
                     origin,
                     origin,
-                    tar.content(sample, found),
+                    bytes(tar.member(sample, found)),
                     None,
-                    tar.content(sample, "txt"),
+                    bytes(tar.member(sample, "txt")),
                     members,
                     left_out,
                 )
@@ -169,25 +170,18 @@ class ShardUnit:
     def _records(self, tar: _Tar) -> Iterator[Raw | Rejected]:
         for sample in tar.samples:
             origin = f"{self.path}: {sample.key}"
-            found = _picture_of(sample)
+            found = picture_extension(sample.members)
             if found is None:
                 yield _incomplete(origin, sample, found)
                 continue
-            members = {name: tar.content(sample, name) for name in sample.members if name != found}
-            picture = tar.content(sample, found)
+            members = {name: bytes(tar.member(sample, name)) for name in sample.members if name != found}
+            picture = bytes(tar.member(sample, found))
             yield Raw(sample.key, origin, origin, picture, found, None, members, tar.unread(sample))
 
 
 @dataclass(frozen=True)
-class _Tar:
-    url: str
-    data: memoryview
-    samples: list[SampleIndex]
+class _Tar(Shard):
     names: Counter[str]  # how many members each key has, pickles included
-
-    def content(self, sample: SampleIndex, extension: str) -> bytes:
-        start, end = sample.members[extension]
-        return bytes(self.data[start:end])
 
     def unread(self, sample: SampleIndex) -> int:
         """How many members of a sample are passed over because they could carry code."""
@@ -197,15 +191,11 @@ class _Tar:
 def _open_tar(url: str) -> _Tar | Rejected:
     data = fetched(url)
     try:
-        samples = group_samples(data, url)
+        shard = open_shard(url, data)
         names = Counter(split_name(member.name)[0] for member in read_members(data, url))
     except ValueError as error:
         return Rejected(url, "broken tar", str(error))
-    return _Tar(url, data, samples, names)
-
-
-def _picture_of(sample: SampleIndex) -> str | None:
-    return next((each for each in PICTURE_EXTENSIONS if each in sample.members), None)
+    return _Tar(shard.name, shard.content, shard.samples, names)
 
 
 def _incomplete(origin: str, sample: SampleIndex, picture: str | None) -> Rejected:

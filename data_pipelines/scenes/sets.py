@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segclip.data_pipelines.label_maps import encode_label_map
+from segclip.data_pipelines.label_maps import SUPERPIXELS, encode_label_map
 from segclip.data_pipelines.manifest import Manifest, ShardEntry
 from segclip.data_pipelines.pictures import encode_jpeg
 from segclip.data_pipelines.scenes.scene import CLASSES, DEFAULT_SIZE, Scene, draw_scenes, render
 from segclip.data_pipelines.scenes.voc import write_voc
-from segclip.data_pipelines.shards import pack, write_set
+from segclip.data_pipelines.shard_writer import pack, write_set
 from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
 
 __all__ = ["SCENE_SUPERPIXELS", "SceneSet", "write_scene_shards", "write_scene_voc"]
@@ -45,7 +45,7 @@ def _members(scene: Scene, scenes: SceneSet) -> dict[str, bytes]:
         "json": json.dumps(scene.metadata()).encode(),
     }
     if scenes.superpixels is not None:
-        members["superpixels.png"] = encode_label_map(compute_superpixels(picture_HW3, scenes.superpixels))
+        members[SUPERPIXELS] = encode_label_map(compute_superpixels(picture_HW3, scenes.superpixels))
     return members
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from segclip.data_pipelines.scenes.scene import draw_scenes, render
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.tar import group_samples
 
 FORMATS = (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))

@@ -22,7 +22,7 @@ from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.samples import Batch, join_batches
 from segclip.data_pipelines.shard_sets import read_sets
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 
 FIELDS = ("images", "tokens", "caption_tokens", "superpixels", "positions")
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from segclip.data_pipelines.config import CaptionParts, DataConfig, SuperpixelConfig
 from segclip.data_pipelines.label_maps import encode_label_map
-from segclip.data_pipelines.samples import Batch, SampleMaker, Shard, crop_box, join_batches, open_shard
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.samples import Batch, SampleMaker, crop_box, join_batches
+from segclip.data_pipelines.shard import Shard, open_shard
+from segclip.data_pipelines.shard_writer import pack
 
 
 def quarters(height: int, width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -11,7 +11,7 @@ from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import BadShard
 from segclip.data_pipelines.manifest import ShardEntry, describe
 from segclip.data_pipelines.shard_reader import ShardReader
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.tar import BLOCK
 from tests.data_pipelines.faulty_server import FaultyServer, faulty_server, instead
 
@@ -86,7 +86,7 @@ def test_the_cache_saves_the_way_to_the_store(server: FaultyServer, tmp_path: Pa
     counters = Counters()
     for _ in range(3):
         shard = reader(server.url, counters, cache_dir=str(tmp_path / "cache")).read(ENTRY)
-        assert bytes(shard.view) == CONTENT
+        assert bytes(shard.content) == CONTENT
     assert counters.total() == {"cache/misses": 1, "cache/hits": 2, "store/bytes": len(CONTENT)}
     # What is wrong on the way in is not kept, though the run may be content without sums.
     server.content["/x.tar"] = CONTENT.replace(b"jjj", b"jxj")

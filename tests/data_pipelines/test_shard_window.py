@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from segclip.data_pipelines.samples import Shard, open_shard
+from segclip.data_pipelines.shard import Shard, open_shard
 from segclip.data_pipelines.shard_window import ShardWindow
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 
 
 class Source:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segclip.data_pipelines.label_maps import decode_label_map, encode_label_map
 from segclip.data_pipelines.scenes.scene import draw_scenes
-from segclip.data_pipelines.shards import pack, write_set
+from segclip.data_pipelines.shard_writer import pack, write_set
 from segclip.data_pipelines.stats import Distribution, set_stats
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 from tests.data_pipelines.photos import photo, samples_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.tar import BLOCK, group_samples, header, read_members
 
 SAMPLES = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from segclip.data_pipelines.manifest import Manifest, describe
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.tar import group_samples
 from tests.faults.conftest import Fault, Run
 from tests.faults.data_runs import (

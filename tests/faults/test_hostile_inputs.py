@@ -24,7 +24,7 @@ from segclip.data_pipelines.building.options import Options
 from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.trainer.checkpoints.resuming import check_resumable
 from segclip.trainer.config import load_run_config
 from segclip.trainer.export_cli import open_checkpoint

@@ -22,7 +22,7 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.label_maps import encode_label_map
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.tar import PICKLE_LIKE
 
 

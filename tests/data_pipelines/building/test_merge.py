@@ -13,8 +13,8 @@ from segclip.data_pipelines.building.open_source import open_source
 from segclip.data_pipelines.building.options import Options
 from segclip.data_pipelines.building.records import UnitRecord, write_record
 from segclip.data_pipelines.building.source import Source
-from segclip.data_pipelines.shards import verify_set
 from segclip.data_pipelines.storage.store import Store
+from segclip.data_pipelines.verify import verify_set
 from tests.data_pipelines.photos import files_of, photo, samples_of, write_photos
 
 UNIQUE = Options(per_shard=3, superpixels=None, unique=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from segclip.data_pipelines.building.open_source import open_source
 from segclip.data_pipelines.building.source import Raw
 from segclip.data_pipelines.building.tar_source import open_shards
-from segclip.data_pipelines.shards import pack
+from segclip.data_pipelines.shard_writer import pack
 from tests.data_pipelines.building.source_records import flat, read, rejected
 from tests.data_pipelines.photos import write_tars
 
