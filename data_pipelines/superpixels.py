@@ -20,7 +20,6 @@ __all__ = [
     "SuperpixelMethod",
     "compute_superpixels",
     "method_from_text",
-    "original_patch_labels",
     "patch_labels",
 ]
 
@@ -273,37 +272,3 @@ def _first_cells(height: int, width: int, grid: tuple[int, int], room: int) -> N
     """For each pixel the first of the ``room`` cells in which its patch counts: int64 [H, W]."""
     rows_H, columns_W = np.arange(height) // (height // grid[0]), np.arange(width) // (width // grid[1])
     return (rows_H[:, None] * grid[1] + columns_W) * room
-
-
-def original_patch_labels(
-    map_HW: NDArray[np.integer], corners: NDArray[np.floating], image_size: int, patch_size: int
-) -> NDArray[np.int64]:
-    """Patch ids as the original code computes them from a map and the corners of a crop. For parity tests.
-
-    Args:
-        map_HW: ids [H, W].
-        corners: (left, top, right, bottom) as shares of the picture; right < left says that it was mirrored,
-            bottom < top that it was turned upside down.
-        image_size: side of the square crop in pixels.
-        patch_size: side of a patch, which divides it.
-
-    Returns:
-        int64 [image_size // patch_size, image_size // patch_size]: rows of patches.
-    """
-    height, width = map_HW.shape
-    left, right = sorted((float(corners[0]), float(corners[2])))
-    top, bottom = sorted((float(corners[1]), float(corners[3])))
-    rows = slice(int(top * height), math.ceil(bottom * height))
-    columns = slice(int(left * width), math.ceil(right * width))
-    cut_HW = map_HW[rows, columns]
-    if min(cut_HW.shape) < 2:
-        cut_HW = map_HW
-    if corners[2] < corners[0]:
-        cut_HW = cut_HW[:, ::-1]
-    if corners[3] < corners[1]:
-        cut_HW = cut_HW[::-1]
-    # Its nearest resize takes the pixel at the upper left of each target pixel, not the one under its centre.
-    steps = np.arange(image_size)
-    large_HW = cut_HW[(steps * cut_HW.shape[0] // image_size)[:, None], steps * cut_HW.shape[1] // image_size]
-    side = image_size // patch_size
-    return patch_labels(large_HW, (side, side), "mean").reshape(side, side)

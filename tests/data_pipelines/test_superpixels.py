@@ -13,7 +13,6 @@ from segclip.data_pipelines.superpixels import (
     SuperpixelMethod,
     compute_superpixels,
     method_from_text,
-    original_patch_labels,
     patch_labels,
 )
 
@@ -93,17 +92,6 @@ def test_without_fast_slic_scikit_image_takes_over_with_one_warning(monkeypatch:
         assert ids.min() == 0
     finally:
         superpixels._slic.cache_clear()
-
-
-def test_the_rule_of_the_original_is_kept_for_comparison() -> None:
-    """The mean of the ids; a crop holds each pixel it touches; swapped corners mean mirrored."""
-    ids = np.arange(8)[None, :].repeat(8, axis=0)
-    whole = original_patch_labels(ids, np.array([0.0, 0.0, 1.0, 1.0]), 8, 4)
-    assert whole.tolist() == [[1, 5], [1, 5]]
-    assert original_patch_labels(ids, np.array([1.0, 0.0, 0.0, 1.0]), 8, 4).tolist() == [[5, 1], [5, 1]]
-    assert original_patch_labels(ids, np.array([0.3, 0.0, 0.7, 1.0]), 4, 2).tolist() == [[2, 4], [2, 4]]
-    dot = original_patch_labels(ids, np.array([0.5, 0.5, 0.5, 0.5]), 8, 4)  # too small a crop: the whole
-    assert dot.tolist() == whole.tolist()
 
 
 def test_felzenszwalb_is_that_of_scikit_image() -> None:

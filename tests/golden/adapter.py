@@ -6,6 +6,7 @@ be handed to the comparison script that came with the golden numbers, and the te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segclip.data_pipelines.superpixels import original_patch_labels
+from segclip.data_pipelines.superpixels import patch_labels
 from segclip.eval.inference import ClassScorer, Prediction, patches_to_pixels, window_scores
 from segclip.eval.windows import Window, window_grid
 from segclip.kernels import contrastive_loss
@@ -446,3 +447,37 @@ def traj_outputs(inp: Mapping[str, Array], name: str) -> Arrays:
 def superpixel_case(map_HW: Array, coord: Array, img_size: int, patch_size: int) -> Array:
     """Mean superpixel id of each patch, for several crops of a map given by relative corners x0, y0, x1, y1."""
     return np.stack([original_patch_labels(map_HW, corners, img_size, patch_size) for corners in coord])
+
+
+def original_patch_labels(
+    map_HW: NDArray[np.integer], corners: NDArray[np.floating], image_size: int, patch_size: int
+) -> NDArray[np.int64]:
+    """Patch ids as the original code computes them from a map and the corners of a crop.
+
+    Args:
+        map_HW: ids [H, W].
+        corners: (left, top, right, bottom) as shares of the picture; right < left says that it was mirrored,
+            bottom < top that it was turned upside down.
+        image_size: side of the square crop in pixels.
+        patch_size: side of a patch, which divides it.
+
+    Returns:
+        int64 [image_size // patch_size, image_size // patch_size]: rows of patches.
+    """
+    height, width = map_HW.shape
+    left, right = sorted((float(corners[0]), float(corners[2])))
+    top, bottom = sorted((float(corners[1]), float(corners[3])))
+    rows = slice(int(top * height), math.ceil(bottom * height))
+    columns = slice(int(left * width), math.ceil(right * width))
+    cut_HW = map_HW[rows, columns]
+    if min(cut_HW.shape) < 2:
+        cut_HW = map_HW
+    if corners[2] < corners[0]:
+        cut_HW = cut_HW[:, ::-1]
+    if corners[3] < corners[1]:
+        cut_HW = cut_HW[::-1]
+    # Its nearest resize takes the pixel at the upper left of each target pixel, not the one under its centre.
+    steps = np.arange(image_size)
+    large_HW = cut_HW[(steps * cut_HW.shape[0] // image_size)[:, None], steps * cut_HW.shape[1] // image_size]
+    side = image_size // patch_size
+    return patch_labels(large_HW, (side, side), "mean").reshape(side, side)
