@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segclip.data_pipelines.superpixels import patch_labels
+from segclip.data_pipelines.patch_labels import patch_labels
 
 __all__ = ["Superpixels", "pipe_curl", "plain_stream"]
 

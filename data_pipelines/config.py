@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segclip.credentials import check_no_credentials
 from segclip.data_pipelines.order import EpochEnd
-from segclip.data_pipelines.superpixels import PatchLabelRule, SuperpixelMethod
+from segclip.data_pipelines.patch_labels import PatchLabelRule
+from segclip.data_pipelines.superpixels import SuperpixelMethod
 
 __all__ = ["CREDENTIALS", "CaptionParts", "DataConfig", "SourceConfig", "StoreConfig", "SuperpixelConfig"]
 

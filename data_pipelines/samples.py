@@ -6,19 +6,17 @@ Shapes: B samples, H and W of the training picture, T tokens, L patches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from segclip.data_pipelines.captions import caption_part, tokenizer
 from segclip.data_pipelines.config import DataConfig
+from segclip.data_pipelines.crops import CROP_DRAWS, crop_box, resize, resize_nearest
 from segclip.data_pipelines.errors import BadSample
 from segclip.data_pipelines.label_maps import SUPERPIXELS, decode_label_map
 from segclip.data_pipelines.pictures import (
@@ -28,14 +26,13 @@ from segclip.data_pipelines.pictures import (
     picture_extension,
 )
 from segclip.data_pipelines.shard import Shard
-from segclip.data_pipelines.superpixels import compute_superpixels, patch_labels
+from segclip.data_pipelines.patch_labels import patch_labels
+from segclip.data_pipelines.superpixels import compute_superpixels
 from segclip.data_pipelines.tar import SampleIndex
 from segclip.keyed_random import Purpose, uniform_numpy
 
-__all__ = ["Batch", "Box", "Replace", "SampleMaker", "crop_box", "join_batches"]
+__all__ = ["Batch", "Replace", "SampleMaker", "join_batches"]
 
-CROP_TRIES = 10
-_CROP_DRAWS = 2 * CROP_TRIES + 2
 
 
 @dataclass(frozen=True)
@@ -65,44 +62,6 @@ class Batch:
 Replace = Callable[[int, BadSample], tuple[Shard, int]]
 _NO_PICTURE = torch.empty((3, 0, 0), dtype=torch.uint8)
 _NO_MAP: NDArray[np.integer] = np.empty((0, 0), dtype=np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A crop in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    draws: Sequence[float],
-) -> Box:
-    """A random crop by the rule of torchvision's ``RandomResizedCrop``.
-
-    Args:
-        height, width: of the whole picture.
-        scale: range of the area's share.
-        ratio: range of width over height, drawn uniformly in its logarithm.
-        draws: 2 * CROP_TRIES + 2 uniform numbers in (0, 1): area and shape of each try, then row and column.
-    """
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for attempt in range(CROP_TRIES):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
-        shape = math.exp(log_low + (log_high - log_low) * draws[2 * attempt + 1])
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            return Box(int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w)
-    # No try fits: the largest centred piece of an allowed shape.
-    shape = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, round(height * shape)), min(height, round(width / shape))
-    return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 class SampleMaker:
@@ -141,15 +100,15 @@ class SampleMaker:
         """
         config, size = self.config, self.config.image_size
         captions, pictures, maps = self._decoded(list(samples), replace)
-        crops = uniform_numpy(self.seed, Purpose.CROP, positions, _CROP_DRAWS).tolist()
+        crops = uniform_numpy(self.seed, Purpose.CROP, positions, CROP_DRAWS).tolist()
         boxes = [
             crop_box(picture_CHW.shape[1], picture_CHW.shape[2], config.crop_scale, config.crop_ratio, draws)
             for picture_CHW, draws in zip(pictures, crops, strict=True)
         ]
         images_BCHW = torch.empty((len(samples), 3, size, size), dtype=torch.uint8)
         for b, (picture_CHW, box) in enumerate(zip(pictures, boxes, strict=True)):
-            images_BCHW[b] = _resize(picture_CHW, box, size)
-        cut_maps = [_resize_nearest(map_HW, box, size) for map_HW, box in zip(maps, boxes, strict=True)]
+            images_BCHW[b] = resize(picture_CHW, box, size)
+        cut_maps = [resize_nearest(map_HW, box, size) for map_HW, box in zip(maps, boxes, strict=True)]
         # Mostly bytes; kept as narrow as the widest of them.
         maps_BHW = np.stack(cut_maps)
         if config.flip:
@@ -247,24 +206,6 @@ class SampleMaker:
 
 def _bad(shard: Shard, sample: SampleIndex, cause: str, what: str) -> BadSample:
     return BadSample(cause, f"sample {sample.key!r} of shard {shard.name}: {what}")
-
-
-def _resize(picture_CHW: Tensor, box: Box, size: int) -> Tensor:
-    """Antialiased bicubic resize of a crop: uint8 [3, size, size]."""
-    cut_CHW = picture_CHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    return interpolate(cut_CHW.unsqueeze(0), (size, size), mode="bicubic", antialias=True).squeeze(0)
-
-
-def _resize_nearest(map_HW: NDArray[np.integer], box: Box, size: int) -> NDArray[np.integer]:
-    """Nearest resize of a crop, by pixel centres: [size, size]."""
-    return map_HW.take(_nearest(box.top, box.height, size), 0).take(_nearest(box.left, box.width, size), 1)
-
-
-@lru_cache(maxsize=4096)
-def _nearest(start: int, length: int, size: int) -> NDArray[np.int64]:
-    """The pixel under the centre of each of ``size`` equal parts of ``length`` pixels from ``start``."""
-    steps = (2 * np.arange(size) + 1) * length // (2 * size)
-    return start + steps
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segclip.data_pipelines.config import CaptionParts, DataConfig, SuperpixelConfig
 from segclip.data_pipelines.label_maps import encode_label_map
-from segclip.data_pipelines.samples import Batch, SampleMaker, crop_box, join_batches
+from segclip.data_pipelines.samples import Batch, SampleMaker, join_batches
 from segclip.data_pipelines.shard import Shard, open_shard
 from segclip.data_pipelines.shard_writer import pack
 
@@ -40,27 +40,6 @@ def make(members: dict[str, bytes], positions: list[int], patch_size: int = 4, *
 
 PICTURE, IDS = quarters(60, 90)
 MEMBERS = {"png": png(PICTURE), "txt": b"a cat and a dog on grass", "superpixels.png": encode_label_map(IDS)}
-
-
-def test_boxes_lie_inside_and_have_the_stated_area_and_shape() -> None:
-    draws = np.random.default_rng(0).random((500, 22))
-    shares = []
-    for row in draws.tolist():
-        box = crop_box(240, 320, (0.5, 1.0), (3 / 4, 4 / 3), row)
-        assert box.top >= 0
-        assert box.left >= 0
-        assert box.top + box.height <= 240
-        assert box.left + box.width <= 320
-        assert 0.74 < box.width / box.height < 1.34
-        shares.append(box.height * box.width / (240 * 320))
-    assert min(shares) > 0.49
-    assert min(shares) < 0.55
-    assert max(shares) > 0.9
-
-
-def test_a_crop_that_never_fits_is_the_largest_centred_piece() -> None:
-    box = crop_box(10, 400, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 22)
-    assert (box.height, box.width, box.top, box.left) == (10, 13, 0, 193)
 
 
 @pytest.mark.parametrize("flip", [False, True])

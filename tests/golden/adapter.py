@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segclip.data_pipelines.superpixels import patch_labels
+from segclip.data_pipelines.patch_labels import patch_labels
 from segclip.eval.inference import ClassScorer, Prediction, patches_to_pixels, window_scores
 from segclip.eval.windows import Window, window_grid
 from segclip.kernels import contrastive_loss
