@@ -19,6 +19,7 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.crops import CROP_DRAWS, crop_box, resize, resize_nearest
 from segclip.data_pipelines.errors import BadSample
 from segclip.data_pipelines.label_maps import SUPERPIXELS, decode_label_map
+from segclip.data_pipelines.patch_labels import patch_labels
 from segclip.data_pipelines.pictures import (
     PICTURE_EXTENSIONS,
     PictureError,
@@ -26,13 +27,11 @@ from segclip.data_pipelines.pictures import (
     picture_extension,
 )
 from segclip.data_pipelines.shard import Shard
-from segclip.data_pipelines.patch_labels import patch_labels
 from segclip.data_pipelines.superpixels import compute_superpixels
 from segclip.data_pipelines.tar import SampleIndex
 from segclip.keyed_random import Purpose, uniform_numpy
 
 __all__ = ["Batch", "Replace", "SampleMaker", "join_batches"]
-
 
 
 @dataclass(frozen=True)

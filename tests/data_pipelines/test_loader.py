@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segclip.data_pipelines import loader
 from segclip.data_pipelines.config import CaptionParts, DataConfig
+from segclip.data_pipelines.lanes import Split, read_parts
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.samples import Batch, join_batches
@@ -139,9 +139,9 @@ def parts_of(config: DataConfig, total: int, world: int, workers: int, steps: ra
     config = config.model_copy(update={"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)})
     parts = []
     for rank in range(world):
-        split = loader._Split(config, read_sets(config), 4, rank, world, total // world, 4, steps.start)
+        split = Split(config, read_sets(config), 4, rank, world, total // world, 4, steps.start)
         for worker in range(workers):
-            stream = loader._read(split, worker, workers)
+            stream = read_parts(split, worker, workers)
             parts.append([part.batch for part in islice(stream, len(steps))])
             stream.close()
     return [join_batches(each) for each in zip(*parts, strict=True)]

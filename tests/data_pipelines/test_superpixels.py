@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
