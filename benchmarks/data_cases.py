@@ -57,7 +57,7 @@ def end_to_end(url: str, superpixels: str, stacks: list[str], rounds: int) -> di
     Raises:
         RuntimeError: a stack did not give each sample of the set exactly once.
     """
-    from segclip.data_pipelines.storage.store import normalise_url
+    from segclip.data_pipelines.storage.urls import normalise_url
 
     _one_core()
     url = normalise_url(url)
@@ -228,9 +228,10 @@ def memory(url: str, workers: int, epochs: list[int]) -> dict[str, Any]:
         One number for each of ``epochs``, the median over its batches: ``mib`` of main process and workers together,
         ``main_mib`` and ``worker_mib`` of the main process and of the largest worker. ``store_mib``: read in all.
     """
-    from segclip.data_pipelines.config import DataConfig, StoreConfig
+    from segclip.data_pipelines.config import DataConfig
     from segclip.data_pipelines.loader import build_loader
     from segclip.data_pipelines.manifest import read_manifest
+    from segclip.data_pipelines.storage.config import StoreConfig
 
     shards = read_manifest(url).shards
     largest = max(shard.bytes for shard in shards)
@@ -303,7 +304,8 @@ def _plain(url: str, superpixels: Any) -> Iterator[list[str]]:
 
     from benchmarks.plain_stack import pipe_curl, plain_stream
     from segclip.data_pipelines.manifest import read_manifest
-    from segclip.data_pipelines.storage.store import local_path, open_store
+    from segclip.data_pipelines.storage.store import open_store
+    from segclip.data_pipelines.storage.urls import local_path
 
     store = open_store(url)
     paths = [shard.path for shard in read_manifest(store).shards]

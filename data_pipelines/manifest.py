@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from segclip.data_pipelines.errors import REPAIR, BadShard
-from segclip.data_pipelines.storage.store import Store, normalise_url, read_before_fork
+from segclip.data_pipelines.storage.store import Store, read_before_fork
+from segclip.data_pipelines.storage.urls import normalise_url
 from segclip.data_pipelines.superpixels import SuperpixelMethod
 from segclip.data_pipelines.tar import read_members
 

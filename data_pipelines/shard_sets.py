@@ -10,7 +10,8 @@ from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
 from segclip.data_pipelines.mixture import Mixture
 from segclip.data_pipelines.order import Order, epoch_positions
-from segclip.data_pipelines.storage.store import normalise_url, read_before_fork
+from segclip.data_pipelines.storage.store import read_before_fork
+from segclip.data_pipelines.storage.urls import normalise_url
 
 __all__ = ["ShardSet", "build_mixture", "read_sets"]
 

@@ -23,7 +23,8 @@ from segclip.data_pipelines.building.records import (
 from segclip.data_pipelines.building.source import Rejected, Source, Unit, opened
 from segclip.data_pipelines.manifest import ShardEntry, describe
 from segclip.data_pipelines.shard_writer import pack
-from segclip.data_pipelines.storage.store import Store, normalise_url, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
+from segclip.data_pipelines.storage.urls import normalise_url
 from segclip.data_pipelines.tar import LONGEST_NAME
 from segclip.processes import Tick, run_tasks
 

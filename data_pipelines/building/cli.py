@@ -58,7 +58,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _superpixels(arguments: argparse.Namespace) -> None:
     from segclip.data_pipelines.building.tar_source import open_shards
-    from segclip.data_pipelines.storage.store import normalise_url
+    from segclip.data_pipelines.storage.urls import normalise_url
 
     method = method_from_text(arguments.superpixels)
     if method is None:

@@ -15,7 +15,8 @@ from typing import Any
 from segclip.data_pipelines.building.source import Raw, Rejected, Source, digest_of, fetched, opened
 from segclip.data_pipelines.building.tables import KARPATHY_SPLITS, Row, read_rows
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
-from segclip.data_pipelines.storage.store import local_path, normalise_url, open_store
+from segclip.data_pipelines.storage.store import open_store
+from segclip.data_pipelines.storage.urls import local_path, normalise_url
 
 __all__ = ["RowsUnit", "TableOptions", "open_folder", "open_table"]
 

@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from segclip.data_pipelines.storage.buffers import read_file
-from segclip.data_pipelines.storage.store import Store, local_path, open_store
+from segclip.data_pipelines.storage.store import Store, open_store
+from segclip.data_pipelines.storage.urls import local_path
 
 __all__ = ["Raw", "Rejected", "Source", "Unit", "digest_of", "fetched", "opened"]
 

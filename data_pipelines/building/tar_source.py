@@ -16,7 +16,8 @@ from segclip.data_pipelines.building.source import Raw, Rejected, Source, digest
 from segclip.data_pipelines.manifest import MANIFEST, SHARD_PATH, read_manifest
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS, picture_extension
 from segclip.data_pipelines.shard import Shard, open_shard
-from segclip.data_pipelines.storage.store import local_path, normalise_url, open_store
+from segclip.data_pipelines.storage.store import open_store
+from segclip.data_pipelines.storage.urls import local_path, normalise_url
 from segclip.data_pipelines.tar import SampleIndex, read_members, split_name
 
 __all__ = ["ShardUnit", "TarsUnit", "expanded", "open_shards", "open_tars", "tars_in"]

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import obstore
 
-from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import REPAIR, StoreError
 from segclip.data_pipelines.storage.buffers import buffer
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.storage.retry import THROTTLED, Attempts, RetryPolicy, Stall, Throttle, cause_of
 
 __all__ = ["ObjectReader", "RangedReader", "reading_options", "recognise"]

@@ -22,33 +22,30 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import obstore
 import obstore.store
 
-from segclip.credentials import check_no_credentials
-from segclip.data_pipelines.config import CREDENTIALS, StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.storage.aws_profile import aws_profile, has_credentials
 from segclip.data_pipelines.storage.buffers import read_file
-from segclip.data_pipelines.storage.pipes import PipeReader, check_pipe
+from segclip.data_pipelines.storage.config import StoreConfig
+from segclip.data_pipelines.storage.pipes import PipeReader
 from segclip.data_pipelines.storage.ranges import ObjectReader, RangedReader, reading_options, recognise
 from segclip.data_pipelines.storage.retry import EXPIRED, Throttle, cause_of
+from segclip.data_pipelines.storage.urls import local_path, normalise_url
 
 __all__ = [
-    "SCHEMES",
     "Entry",
     "Store",
     "client_started",
-    "normalise_url",
     "open_store",
     "read_before_fork",
     "upload",
 ]
 
-SCHEMES = ("file", "s3", "gs", "az", "https", "http")
 # A large file is sent in at most 10,000 parts, side by side.
 PART_BYTES = 8 << 20
 MOST_PARTS = 9000
@@ -84,39 +81,6 @@ class Entry:
     path: str
     size: int
     modified: datetime | None = field(default=None, compare=False)
-
-
-def normalise_url(url: str, *, allow_pipe: bool = False) -> str:
-    """A URL for ``url``, which may also be a path of the local disk.
-
-    Args:
-        url: what the user gave.
-        allow_pipe: let ``pipe:COMMAND`` pass.
-
-    Raises:
-        ValueError: empty, of a scheme that is not supported, or with a password or a signature in it, which would
-            end up in configurations, manifests and logs.
-    """
-    if not url:
-        raise ValueError("the data URL is empty: give a folder or a URL such as s3://bucket/prefix")
-    if url.startswith("pipe:"):
-        return check_pipe(url, allow_pipe)
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return Path(url).expanduser().absolute().as_uri()
-    check_no_credentials(url, CREDENTIALS)
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme {scheme!r} of {url!r} is not supported: use one of {', '.join(SCHEMES)}")
-    if scheme == "file" and urlsplit(url).netloc not in ("", "localhost"):
-        # file://relative/path would silently drop its first part.
-        raise ValueError(f"{url!r} names a host: write file:///absolute/path with three slashes")
-    return url.rstrip("/")
-
-
-def local_path(url: str) -> Path | None:
-    """The folder a ``file://`` URL names, None for any other scheme."""
-    parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def client_started() -> bool:

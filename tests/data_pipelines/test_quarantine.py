@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segclip.data_pipelines.config import DataConfig, StoreConfig
+from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.loader import BatchStream, build_loader
 from segclip.data_pipelines.manifest import Manifest, describe
 from segclip.data_pipelines.order import Order
 from segclip.data_pipelines.quarantine import check_budget, substitutes
 from segclip.data_pipelines.samples import Batch, join_batches
 from segclip.data_pipelines.shard_writer import pack
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.tar import group_samples
 from tests.data_pipelines.faulty_server import Fault, faulty_server, reset_after, slow_first_byte, status
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from segclip.data_pipelines.config import DataConfig, StoreConfig
+from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import BadShard
 from segclip.data_pipelines.manifest import ShardEntry, describe
 from segclip.data_pipelines.shard_reader import ShardReader
 from segclip.data_pipelines.shard_writer import pack
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.tar import BLOCK
 from tests.data_pipelines.faulty_server import FaultyServer, faulty_server, instead
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segclip.data_pipelines.config import StoreConfig
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.storage.retry import RetryPolicy
 from segclip.data_pipelines.storage.s3_server import S3Server
 from segclip.data_pipelines.storage.store import upload

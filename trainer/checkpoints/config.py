@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from segclip.data_pipelines.storage.store import normalise_url
+from segclip.data_pipelines.storage.urls import normalise_url
 from segclip.trainer.checkpoints.retention import Retention
 
 __all__ = ["CheckpointConfig"]

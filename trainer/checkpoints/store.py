@@ -24,7 +24,8 @@ import yaml
 
 from segclip.console import UserError, warn
 from segclip.data_pipelines.errors import OF_THE_SHARD, StoreError
-from segclip.data_pipelines.storage.store import Entry, Store, local_path, open_store
+from segclip.data_pipelines.storage.store import Entry, Store, open_store
+from segclip.data_pipelines.storage.urls import local_path
 from segclip.trainer.checkpoints.durable import flush_folder, write_flushed
 from segclip.trainer.checkpoints.folder import (
     CHECKSUMS,

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from segclip.data_pipelines.config import StoreConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.storage.store import Store, open_store
 from tests.data_pipelines.faulty_server import (
     Fault,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from segclip.data_pipelines.config import DataConfig, StoreConfig
+from segclip.data_pipelines.config import DataConfig
 from segclip.data_pipelines.counters import Counters
 from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.loader import build_loader
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.storage.s3_server import s3_server
 from segclip.data_pipelines.storage.store import open_store, upload
 from segclip.data_pipelines.verify import verify_set
