@@ -1,16 +1,19 @@
 """``segclip-shards``: build, write, show, verify and upload shard sets.
 
-What takes long to import is imported by the command that needs it (see ``build_cli``).
+What takes long to import is imported by the command that needs it (see ``building.cli``).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
 
 from segclip.console import cli, progress
 from segclip.data_pipelines.building.cli import add_build_commands
@@ -72,6 +75,21 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"{len(captions)} samples: {arguments.out}")
 
 
+def _stats(arguments: argparse.Namespace) -> None:
+    from segclip.data_pipelines.manifest import read_manifest
+    from segclip.data_pipelines.stats import set_stats, stats_table
+
+    with progress() as bar:
+        total = read_manifest(arguments.url).samples if arguments.shards is None else None
+        task = bar.add_task("samples", total=total)
+        stats = set_stats(
+            arguments.url, shards=arguments.shards, report=lambda samples: bar.advance(task, samples)
+        )
+    Console().print(stats_table(stats))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(asdict(stats), indent=1) + "\n", encoding="utf-8")
+
+
 def _verify(arguments: argparse.Namespace) -> None:
     from segclip.data_pipelines.manifest import read_manifest
     from segclip.data_pipelines.verify import verify_set
@@ -127,6 +145,12 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=24, help="samples on the page")
     show.add_argument("--superpixels", action="store_true", help="draw the borders of the superpixels")
     show.set_defaults(run=_show)
+
+    stats = commands.add_parser("stats", help="sizes, lengths of captions, numbers of superpixels")
+    stats.add_argument("url", metavar="URL", help="the set")
+    stats.add_argument("--shards", type=int, metavar="N", help="read only N shards, spread evenly")
+    stats.add_argument("--json", type=Path, metavar="PATH", help="also write them as JSON")
+    stats.set_defaults(run=_stats)
 
     verify = commands.add_parser("verify", help="compare every shard of a set with its manifest")
     verify.add_argument("url", metavar="URL", help="the set")

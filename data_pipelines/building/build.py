@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from segclip.data_pipelines.building.options import Options
-from segclip.data_pipelines.building.preparing import Preparer, RefusedError
+from segclip.data_pipelines.building.preparing import Preparer
 from segclip.data_pipelines.building.records import (
     UNITS,
     Plan,
@@ -20,7 +20,7 @@ from segclip.data_pipelines.building.records import (
     write_plan,
     write_record,
 )
-from segclip.data_pipelines.building.source import Rejected, Source, Unit, opened
+from segclip.data_pipelines.building.source import RefusedError, Rejected, Source, Unit, opened
 from segclip.data_pipelines.manifest import ShardEntry, describe
 from segclip.data_pipelines.shard_writer import pack
 from segclip.data_pipelines.storage.store import Store, open_store

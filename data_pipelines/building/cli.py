@@ -1,5 +1,4 @@
-"""The commands of ``segclip-shards`` that make sets of a user's own data: ``build``, ``merge``, ``superpixels``,
-``stats``.
+"""The commands of ``segclip-shards`` that make sets of a user's own data: ``build``, ``merge`` and ``superpixels``.
 
 What takes long to import is imported by the command that needs it: ``--help`` and a wrong option should not wait for
 torch.
@@ -8,17 +7,17 @@ torch.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 from segclip.console import progress
 from segclip.data_pipelines.building.options import Options
-from segclip.data_pipelines.building.tables import CAPTION_COLUMNS, KARPATHY_SPLITS, PICTURE_COLUMNS
+from segclip.data_pipelines.building.tables import (
+    CAPTION_COLUMNS,
+    KARPATHY_SPLITS,
+    PICTURE_COLUMNS,
+    TableOptions,
+)
 from segclip.data_pipelines.superpixels import method_from_text
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ UNBOUNDED = 10**9
 
 def _build(arguments: argparse.Namespace) -> None:
     from segclip.data_pipelines.building.open_source import open_source
-    from segclip.data_pipelines.building.picture_source import TableOptions
 
     options = Options(
         per_shard=arguments.per_shard,
@@ -93,7 +91,7 @@ def _run(source: Source, options: Options, part: tuple[int, int], arguments: arg
             f"segclip-shards merge {arguments.out}"
         )
     else:
-        _merge_to(arguments.out)
+        _merge(arguments.out)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -111,11 +109,7 @@ def _part(text: str) -> tuple[int, int]:
     return part
 
 
-def _merge(arguments: argparse.Namespace) -> None:
-    _merge_to(arguments.url)
-
-
-def _merge_to(url: str) -> None:
+def _merge(url: str) -> None:
     from segclip.data_pipelines.building.merge import merge_set
     from segclip.data_pipelines.building.records import REPORT
 
@@ -135,21 +129,6 @@ def _merge_to(url: str) -> None:
         print(
             f"{left} of {merged.read} records are not in the set; each is named in {url.rstrip('/')}/{REPORT}"
         )
-
-
-def _stats(arguments: argparse.Namespace) -> None:
-    from segclip.data_pipelines.manifest import read_manifest
-    from segclip.data_pipelines.stats import set_stats, stats_table
-
-    with progress() as bar:
-        total = read_manifest(arguments.url).samples if arguments.shards is None else None
-        task = bar.add_task("samples", total=total)
-        stats = set_stats(
-            arguments.url, shards=arguments.shards, report=lambda samples: bar.advance(task, samples)
-        )
-    Console().print(stats_table(stats))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(asdict(stats), indent=1) + "\n", encoding="utf-8")
 
 
 def add_build_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -244,10 +223,4 @@ def add_build_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
     merge = commands.add_parser("merge", help="write the manifest of a set whose parts are all built")
     merge.add_argument("url", metavar="URL", help="where the parts were built to")
-    merge.set_defaults(run=_merge)
-
-    stats = commands.add_parser("stats", help="sizes, lengths of captions, numbers of superpixels")
-    stats.add_argument("url", metavar="URL", help="the set")
-    stats.add_argument("--shards", type=int, metavar="N", help="read only N shards, spread evenly")
-    stats.add_argument("--json", type=Path, metavar="PATH", help="also write them as JSON")
-    stats.set_defaults(run=_stats)
+    merge.set_defaults(run=lambda arguments: _merge(arguments.url))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segclip.data_pipelines.building.picture_source import TableOptions, open_folder, open_table
+from segclip.data_pipelines.building.picture_source import open_folder, open_table
 from segclip.data_pipelines.building.source import Source
+from segclip.data_pipelines.building.tables import TableOptions
 from segclip.data_pipelines.building.tar_source import expanded, open_tars, tars_in
 
 __all__ = ["open_source"]

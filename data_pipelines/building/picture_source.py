@@ -7,18 +7,27 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segclip.data_pipelines.building.source import Raw, Rejected, Source, digest_of, fetched, opened
-from segclip.data_pipelines.building.tables import KARPATHY_SPLITS, Row, read_rows
+from segclip.data_pipelines.building.source import (
+    Raw,
+    RefusedError,
+    Rejected,
+    Source,
+    digest_of,
+    fetched,
+    opened,
+)
+from segclip.data_pipelines.building.tables import Row, TableOptions, read_rows
+from segclip.data_pipelines.errors import StoreError
 from segclip.data_pipelines.pictures import PICTURE_EXTENSIONS
 from segclip.data_pipelines.storage.store import open_store
 from segclip.data_pipelines.storage.urls import local_path, normalise_url
 
-__all__ = ["RowsUnit", "TableOptions", "open_folder", "open_table"]
+__all__ = ["open_folder", "open_table"]
 
 _PICTURES = frozenset("." + extension for extension in PICTURE_EXTENSIONS)
 # Pictures that are listed, so that a report names them, although training does not read them.
@@ -31,26 +40,11 @@ LONGEST_KEY = 1024  # bytes, of S3
 MOST_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """How a table of captions is read: see ``tables.read_rows``."""
-
-    picture_column: str | None = None
-    caption_column: str | None = None
-    splits: Sequence[str] = KARPATHY_SPLITS
-
-
 def open_table(images: str, captions: str, table: TableOptions, per_shard: int) -> Source:
     """The pictures of a folder that a table names, with its captions."""
     url, file = normalise_url(images), normalise_url(captions)
     opened(url)  # a folder that is not there is an error now, not for every row
-    rows = read_rows(
-        bytes(fetched(file)),
-        PurePosixPath(file).name,
-        picture_column=table.picture_column,
-        caption_column=table.caption_column,
-        splits=table.splits,
-    )
+    rows = read_rows(bytes(fetched(file)), PurePosixPath(file).name, table)
     return _of_rows(rows, url, per_shard, {"kind": "table", "table": PurePosixPath(file).name})
 
 
@@ -119,25 +113,17 @@ class RowsUnit:
                     before = (path, _read_file(self.images, path, "picture"))
                 caption = row.caption
                 text = caption if caption is not None else _text_beside(self.images, path)
-            except _FileError as error:
+            except RefusedError as error:
                 yield Rejected(origin, error.cause, str(error))
                 continue
             members = {"json": json.dumps({"file": path}).encode()}
             yield Raw(f"{row.number:09d}", origin, path, before[1], None, text, members)
 
 
-class _FileError(Exception):
-    """A file that is not there or not to be read; the build goes on without it."""
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(detail)
-        self.cause = cause
-
-
 def _inside(name: str, images: str) -> str:
     """The path of a table's file below the folder of pictures."""
     if _URL.match(name):
-        raise _FileError(
+        raise RefusedError(
             "picture is a URL",
             f"{name!r} is not downloaded: do that first, such as with img2dataset, and build from what it wrote",
         )
@@ -147,7 +133,7 @@ def _inside(name: str, images: str) -> str:
         path = path.relative_to(folder)
     parts = os.path.normpath(path).split("/")
     if path.is_absolute() or parts[0] in ("..", "."):
-        raise _FileError("path outside the folder", f"{name!r} is no path below {images}")
+        raise RefusedError("path outside the folder", f"{name!r} is no path below {images}")
     return "/".join(parts)
 
 
@@ -155,46 +141,44 @@ def _read_file(images: str, path: str, what: str) -> bytes:
     """The content of a file.
 
     Raises:
-        _FileError: it is not there, is no plain file, or may not be read.
+        RefusedError: it is not there, is no plain file, or may not be read.
         ValueError, OSError: the store or the disk fails, which says nothing about the file.
     """
     folder = local_path(images)
     if folder is None:
         if _NO_KEY.search(path) or len(path.encode()) > LONGEST_KEY:
-            raise _FileError(
+            raise RefusedError(
                 "path not allowed", f"{path[:100]!r} is too long or holds characters that no key has"
             )
         try:
             return bytes(opened(images).get(path))
-        except ValueError as error:
-            if _is_missing(error):
-                raise _FileError(f"{what} missing", str(error)) from error
+        except StoreError as error:
+            if error.cause == "missing":
+                raise RefusedError(f"{what} missing", str(error)) from error
             raise
     file = folder / path
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _FileError(f"{what} is no file", f"{file} is a folder, a pipe or a device")
+            raise RefusedError(f"{what} is no file", f"{file} is a folder, a pipe or a device")
         if status.st_size > MOST_BYTES:
-            raise _FileError(
+            raise RefusedError(
                 f"{what} file too large", f"{file} has {status.st_size} bytes, more than {MOST_BYTES}"
             )
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _FileError(f"{what} missing", f"{file} does not exist") from error
+        raise RefusedError(f"{what} missing", f"{file} does not exist") from error
     except PermissionError as error:
-        raise _FileError(f"{what} not readable", f"{file} may not be read: check its permissions") from error
+        raise RefusedError(
+            f"{what} not readable", f"{file} may not be read: check its permissions"
+        ) from error
     except ValueError as error:  # a zero byte, half of a surrogate pair
-        raise _FileError("path not allowed", f"{path!r} is no name of a file: {error}") from error
+        raise RefusedError("path not allowed", f"{path!r} is no name of a file: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise _FileError(f"{what} missing", f"{file} does not exist: {error.strerror}") from error
+            raise RefusedError(f"{what} missing", f"{file} does not exist: {error.strerror}") from error
         raise
 
 
 def _text_beside(images: str, path: str) -> bytes:
     return _read_file(images, str(PurePosixPath(path).with_suffix(".txt")), "caption")
-
-
-def _is_missing(error: ValueError) -> bool:
-    return isinstance(error.__cause__, FileNotFoundError)

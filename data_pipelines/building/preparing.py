@@ -11,20 +11,12 @@ from torch.nn.functional import interpolate
 
 from segclip.data_pipelines.building.caption_cleaning import clean_caption
 from segclip.data_pipelines.building.options import Options
-from segclip.data_pipelines.building.source import Raw
+from segclip.data_pipelines.building.source import Raw, RefusedError
 from segclip.data_pipelines.label_maps import SUPERPIXELS, encode_label_map
 from segclip.data_pipelines.pictures import decode_picture, encode_jpeg, picture_kind, picture_size
 from segclip.data_pipelines.superpixels import compute_superpixels
 
-__all__ = ["Preparer", "RefusedError"]
-
-
-class RefusedError(Exception):
-    """A picture or caption that does not get into the set, with the kind of fault."""
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(detail)
-        self.cause = cause
+__all__ = ["Preparer"]
 
 
 @dataclass(frozen=True)

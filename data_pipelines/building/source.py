@@ -16,7 +16,7 @@ from segclip.data_pipelines.storage.buffers import read_file
 from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.storage.urls import local_path
 
-__all__ = ["Raw", "Rejected", "Source", "Unit", "digest_of", "fetched", "opened"]
+__all__ = ["Raw", "RefusedError", "Rejected", "Source", "Unit", "digest_of", "fetched", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,14 @@ class Rejected:
     origin: str
     cause: str
     detail: str
+
+
+class RefusedError(Exception):
+    """Why a picture or a caption does not get into the set, with the kind of fault; the build goes on without it."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
 
 
 class Unit(Protocol):

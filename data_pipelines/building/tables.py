@@ -9,12 +9,13 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from segclip.console import nearest
 
-__all__ = ["CAPTION_COLUMNS", "KARPATHY_SPLITS", "PICTURE_COLUMNS", "Row", "read_rows"]
+__all__ = ["CAPTION_COLUMNS", "KARPATHY_SPLITS", "PICTURE_COLUMNS", "Row", "TableOptions", "read_rows"]
 
 PICTURE_COLUMNS = (
     *("image", "file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "local_path"),
@@ -41,32 +42,38 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-def read_rows(
-    content: bytes,
-    name: str,
-    *,
-    picture_column: str | None = None,
-    caption_column: str | None = None,
-    splits: Sequence[str] = KARPATHY_SPLITS,
-) -> list[Row]:
+@dataclass(frozen=True)
+class TableOptions:
+    """How a table is read.
+
+    Attributes:
+        picture_column, caption_column: columns to take; None takes the first usual name that is there. A value of
+            the caption's column that is a list gives a row for each of its texts.
+        splits: splits of a Karpathy JSON.
+    """
+
+    picture_column: str | None = None
+    caption_column: str | None = None
+    splits: Sequence[str] = KARPATHY_SPLITS
+
+
+def read_rows(content: bytes, name: str, options: TableOptions) -> list[Row]:
     """The rows of a table.
 
     Args:
         content: the whole file.
         name: its name, whose ending says what it is: ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.json``.
-        picture_column, caption_column: columns to take; None takes the first usual name that is there. A value of
-            the caption's column that is a list gives a row for each of its texts.
-        splits: splits of a Karpathy JSON.
+        options: columns and splits to take.
 
     Raises:
         ValueError: a kind of file that is not known, columns or splits that are not there, no rows.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending == ".json":
-        found: Iterable[tuple[str, str] | str] = _karpathy(content, name, splits)
+        found: Iterable[tuple[str, str] | str] = _karpathy(content, name, options.splits)
     elif ending in _READERS:
         records = _READERS[ending](content, name)
-        found = _pairs(records, name, picture_column, caption_column)
+        found = _pairs(records, name, options)
     else:
         raise ValueError(
             f"the table {name} ends with {ending!r}: captions are read from .csv, .tsv, .jsonl, .parquet or, in "
@@ -166,13 +173,11 @@ def _parquet(content: bytes, name: str) -> _Records:
 _READERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _pairs(
-    records: _Records, name: str, picture_column: str | None, caption_column: str | None
-) -> Iterator[tuple[str, str] | str]:
+def _pairs(records: _Records, name: str, options: TableOptions) -> Iterator[tuple[str, str] | str]:
     """(path, caption) of each row, or what is wrong with it."""
     columns = next(records)
-    picture = _column(columns, name, "picture", "--picture-column", picture_column, PICTURE_COLUMNS)
-    caption = _column(columns, name, "caption", "--caption-column", caption_column, CAPTION_COLUMNS)
+    picture = _column(columns, name, "picture", options.picture_column, PICTURE_COLUMNS)
+    caption = _column(columns, name, "caption", options.caption_column, CAPTION_COLUMNS)
     for record in records:
         if isinstance(record, str):
             yield record
@@ -188,9 +193,7 @@ def _pairs(
                 yield f"its column {caption!r} holds no text but {text!r}"[:200]
 
 
-def _column(
-    columns: Sequence[str], name: str, what: str, option: str, given: str | None, usual: Sequence[str]
-) -> str:
+def _column(columns: Sequence[str], name: str, what: str, given: str | None, usual: Sequence[str]) -> str:
     if given is not None:
         if given in columns:
             return given
@@ -203,7 +206,7 @@ def _column(
         if what == "picture" and any("url" in each.lower() for each in columns):
             problem += ", but URLs: download the pictures first, such as with img2dataset, and build from what it wrote"
     held = ", ".join(repr(each) for each in columns[:20]) or "none"
-    raise ValueError(f"the table {name} has {problem}; its columns are {held}: name one with {option}")
+    raise ValueError(f"the table {name} has {problem}; its columns are {held}: name one with --{what}-column")
 
 
 def _karpathy(content: bytes, name: str, splits: Sequence[str]) -> Iterator[tuple[str, str] | str]:

@@ -20,7 +20,7 @@ from segclip.data_pipelines.storage.store import open_store
 from segclip.data_pipelines.storage.urls import local_path, normalise_url
 from segclip.data_pipelines.tar import SampleIndex, read_members, split_name
 
-__all__ = ["ShardUnit", "TarsUnit", "expanded", "open_shards", "open_tars", "tars_in"]
+__all__ = ["expanded", "open_shards", "open_tars", "tars_in"]
 
 
 def expanded(pattern: str) -> list[str]:

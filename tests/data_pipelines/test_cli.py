@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segclip.data_pipelines.cli import main
 from segclip.data_pipelines.contact_sheet import contact_sheet
 from segclip.data_pipelines.manifest import read_manifest
 from segclip.data_pipelines.scenes.scene import draw_scenes
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(each) for each in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code
+from tests.data_pipelines.commands import run
 
 
 def test_the_way_from_nothing_to_an_uploaded_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from segclip.data_pipelines.cli import main
 from segclip.data_pipelines.manifest import read_manifest
+from tests.data_pipelines.commands import run
 from tests.data_pipelines.photos import files_of, samples_of, write_photos, write_tars
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(each) for each in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code
 
 
 def test_from_a_folder_to_a_measured_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from segclip.data_pipelines.building.options import Options
-from segclip.data_pipelines.building.preparing import Preparer, RefusedError
-from segclip.data_pipelines.building.source import Raw
+from segclip.data_pipelines.building.preparing import Preparer
+from segclip.data_pipelines.building.source import Raw, RefusedError
 from segclip.data_pipelines.label_maps import decode_label_map
 from segclip.data_pipelines.superpixels import SuperpixelMethod, compute_superpixels
 from tests.data_pipelines.photos import photo

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from segclip.data_pipelines.building.tables import Row, read_rows
+from segclip.data_pipelines.building.tables import Row, TableOptions, read_rows
 
 CAPTIONS = ["a red circle", 'a "round", big\nstar', ""]
 ROWS = [Row(n, f"p/{n}.jpg", caption) for n, caption in enumerate(CAPTIONS)]
 RECORDS = [{"width": 3, "path": row.file, "text": row.caption} for row in ROWS]
+
+
+def read(content: bytes, name: str, **options: Any) -> list[Row]:
+    return read_rows(content, name, TableOptions(**options))
 
 
 def parquet(table: dict[str, object]) -> bytes:
@@ -22,36 +27,36 @@ def parquet(table: dict[str, object]) -> bytes:
 
 def test_csv() -> None:
     text = 'path,text,n\np/0.jpg,a red circle,1\np/1.jpg,"a ""round"", big\nstar",2\n\np/2.jpg,,3\n'
-    assert read_rows(text.encode(), "t.csv") == ROWS
-    assert read_rows(b"\xef\xbb\xbf" + text.replace("2\n\n", "2\r\n").encode(), "T.CSV") == ROWS
+    assert read(text.encode(), "t.csv") == ROWS
+    assert read(b"\xef\xbb\xbf" + text.replace("2\n\n", "2\r\n").encode(), "T.CSV") == ROWS
 
 
 def test_tsv_with_lone_quotes_loses_no_line() -> None:
     text = 'caption\tfile\n"a ""big"" cat"\ta.jpg\n"a cat\tb.jpg\na 5" cat\tc.jpg\n'
     rows = [("a.jpg", 'a "big" cat'), ("b.jpg", '"a cat'), ("c.jpg", 'a 5" cat')]
-    assert [row[1:3] for row in read_rows(text.encode(), "t.tsv")] == rows
+    assert [row[1:3] for row in read(text.encode(), "t.tsv")] == rows
 
 
 def test_jsonl_and_parquet() -> None:
     lines = "\n".join(json.dumps(record) for record in RECORDS) + "\n\n"
-    assert read_rows(lines.encode(), "t.jsonl") == ROWS
+    assert read(lines.encode(), "t.jsonl") == ROWS
     columns = {name: [record[name] for record in RECORDS] for name in RECORDS[0]}
-    assert read_rows(parquet(columns), "t.parquet") == ROWS
+    assert read(parquet(columns), "t.parquet") == ROWS
 
 
 def test_a_list_of_captions_gives_a_row_each() -> None:
-    found = read_rows(parquet({"image": ["a.jpg", "b.jpg"], "caption": [["x", "y"], []]}), "t.parquet")
+    found = read(parquet({"image": ["a.jpg", "b.jpg"], "caption": [["x", "y"], []]}), "t.parquet")
     assert found[:2] == [Row(0, "a.jpg", "x"), Row(1, "a.jpg", "y")]
     assert found[2].fault == "its column 'caption' holds no text but []"
 
 
 def test_columns_may_be_named() -> None:
     text = b"image,a,b\nx.jpg,one,two\n"
-    assert read_rows(text, "t.csv", picture_column="a", caption_column="b") == [Row(0, "one", "two")]
+    assert read(text, "t.csv", picture_column="a", caption_column="b") == [Row(0, "one", "two")]
 
 
 def test_rows_that_cannot_be_read_keep_their_place() -> None:
-    found = read_rows(b"image,caption\na.jpg,x\nb.jpg\nc.jpg,y,z\n,w\nd.jpg,v\n", "t.csv")
+    found = read(b"image,caption\na.jpg,x\nb.jpg\nc.jpg,y,z\n,w\nd.jpg,v\n", "t.csv")
     assert [row.number for row in found] == [0, 1, 2, 3, 4]
     assert [row.fault for row in found] == [
         "",
@@ -61,7 +66,7 @@ def test_rows_that_cannot_be_read_keep_their_place() -> None:
         "",
     ]
     lines = b'{"image": "a.jpg", "caption": 5}\n{"image": \n[1]\n"its line"\n{"image": 3, "caption": "x"}'
-    faults = [row.fault for row in read_rows(lines, "t.jsonl")]
+    faults = [row.fault for row in read(lines, "t.jsonl")]
     reasons = ["holds no text but 5", "is no JSON: ", "no JSON object but '[1]'", "but '\"its", "but 3"]
     for fault, expected in zip(faults, reasons, strict=True):
         assert expected in fault
@@ -85,15 +90,15 @@ KARPATHY = {
 
 def test_karpathy_gives_each_sentence_of_the_splits() -> None:
     content = json.dumps(KARPATHY).encode()
-    found = read_rows(content, "dataset_coco.json")
+    found = read(content, "dataset_coco.json")
     assert found[:3] == [Row(0, "val2014/a.jpg", "x"), Row(1, "val2014/a.jpg", "y"), Row(2, "c.jpg", "w")]
     assert "a sentence of c.jpg has no text 'raw'" in found[3].fault
     assert "no 'sentences' but filename, split" in found[4].fault
-    assert read_rows(content, "x.json", splits=["test"]) == [Row(0, "val2014/b.jpg", "z")]
+    assert read(content, "x.json", splits=["test"]) == [Row(0, "val2014/b.jpg", "z")]
     with pytest.raises(ValueError, match="has no split 'val': it has restval, test, train"):
-        read_rows(content, "x.json", splits=["train", "val"])
+        read(content, "x.json", splits=["train", "val"])
     flickr = {"images": KARPATHY["images"][:1]}  # type: ignore[index]
-    assert len(read_rows(json.dumps(flickr).encode(), "x.json")) == 2
+    assert len(read(json.dumps(flickr).encode(), "x.json")) == 2
 
 
 @pytest.mark.parametrize(
@@ -114,10 +119,10 @@ def test_karpathy_gives_each_sentence_of_the_splits() -> None:
 )
 def test_tables_that_cannot_be_read_are_errors(content: bytes, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        read_rows(content, name)
+        read(content, name)
     assert name in str(caught.value)
 
 
 def test_a_misspelt_column_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no column 'captoin' \(did you mean 'caption'\?\)"):
-        read_rows(b"image,caption\na,b", "t.csv", caption_column="captoin")
+        read(b"image,caption\na,b", "t.csv", caption_column="captoin")
