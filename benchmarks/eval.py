@@ -215,7 +215,7 @@ def network(patch_size: int = 16) -> SegCLIP:
     """ViT-B/16 (or one for the quickstart's windows of 48 pixels), with random weights."""
     import torch
 
-    from segclip.models import segclip_vit_b16
+    from segclip.models.sizes import segclip_vit_b16
 
     torch.manual_seed(0)
     model = segclip_vit_b16(**({} if patch_size == 16 else {"image_size": 48, "patch_size": patch_size}))

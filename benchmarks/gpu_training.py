@@ -169,8 +169,8 @@ def measure(network: str, name: str, batch: int, micro_batch: int | None, steps:
     import torch
 
     from benchmarks.training_case import random_batch, run_config
-    from segclip.models import segclip_quickstart, segclip_vit_b16
     from segclip.models.flops import training_flops
+    from segclip.models.sizes import segclip_quickstart, segclip_vit_b16
     from segclip.trainer.distributed import start
     from segclip.trainer.prefetch import on_device, pinned
     from segclip.trainer.utilisation import peak_flops
@@ -224,7 +224,8 @@ def _plain_step(config: Any, ranks: Any, name: str) -> Any:
     import torch
 
     from segclip.kernels.contrastive import contrastive_loss
-    from segclip.models import KeyedNoise, SegCLIP
+    from segclip.models.noise import KeyedNoise
+    from segclip.models.segclip import SegCLIP
 
     device = ranks.device
     if name == "plain tf32":

@@ -167,8 +167,9 @@ def measure(network: str, dtype_name: str, batch: int, repeats: int, longest: fl
     import torch
 
     from segclip.heap import keep_freed_memory
-    from segclip.models import KeyedNoise, segclip_quickstart, segclip_vit_b16
     from segclip.models.flops import training_flops
+    from segclip.models.noise import KeyedNoise
+    from segclip.models.sizes import segclip_quickstart, segclip_vit_b16
 
     keep_freed_memory()  # as the trainer does
     torch.set_num_threads(len(os.sched_getaffinity(0)))

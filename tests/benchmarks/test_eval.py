@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import eval as benchmark
-from segclip.models import segclip_vit_b16
+from segclip.models.sizes import segclip_vit_b16
 
 SMALL = {
     "vision_width": 32, "vision_heads": 2, "vision_layers": 2, "first_stage_layers": 1, "center_layers": 1,

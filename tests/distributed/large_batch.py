@@ -16,8 +16,9 @@ from torch import Tensor
 
 from segclip.data_pipelines.samples import Batch
 from segclip.kernels.contrastive import contrastive_loss_reference
-from segclip.models import KeyedNoise, SegCLIP
 from segclip.models.losses import false_negatives
+from segclip.models.noise import KeyedNoise
+from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
 from segclip.trainer.optimizer import build_optimizer
 

@@ -19,12 +19,15 @@ from torch import Tensor
 from segclip.data_pipelines.patch_labels import patch_labels
 from segclip.eval.inference import ClassScorer, Prediction, patches_to_pixels, window_scores
 from segclip.eval.windows import Window, window_grid
-from segclip.kernels import contrastive_loss
+from segclip.kernels.contrastive import contrastive_loss
 from segclip.kernels.superpixel_kl import superpixel_kl_sums_reference
-from segclip.models import InjectedNoise, ModelConfig, SegCLIP, TrainOutput, VisionOutput
 from segclip.models.checkpoint import load_tensors
+from segclip.models.config import ModelConfig
 from segclip.models.names import from_released, released_name, to_released
+from segclip.models.noise import InjectedNoise
+from segclip.models.outputs import TrainOutput, VisionOutput
 from segclip.models.positions import resample_grid
+from segclip.models.segclip import SegCLIP
 from segclip.trainer.optimizer import OptimizerConfig, build_optimizer, freeze, frozen_parameters
 from segclip.trainer.schedule import learning_rate_factor
 

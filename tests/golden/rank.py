@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from segclip.kernels import contrastive_loss
+from segclip.kernels.contrastive import contrastive_loss
 from segclip.models.names import released_name
 
 HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from segclip.kernels import contrastive_loss
-from segclip.models import InjectedNoise
+from segclip.kernels.contrastive import contrastive_loss
 from segclip.models.names import from_released, released_name
+from segclip.models.noise import InjectedNoise
 
 SIZES = ["128x128", "32x128", "64x256"]
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from segclip.kernels import contrastive_loss, contrastive_ranks
+from segclip.kernels import contrastive_ranks
+from segclip.kernels.contrastive import contrastive_loss
 
 GROUPS = {"one": [1], "two": [2, 3], "all": [0, 1, 2, 3]}
 ROWS, WIDTH = 33, 80

@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from segclip.kernels import contrastive_loss
-from segclip.kernels.contrastive import contrastive_loss_reference
+from segclip.kernels.contrastive import contrastive_loss, contrastive_loss_reference
 from segclip.kernels.contrastive_tiles import TorchBlocks
 
 

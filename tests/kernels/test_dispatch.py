@@ -9,8 +9,9 @@ import warnings
 import pytest
 import torch
 
-from segclip.kernels import dispatch, unshuffle
+from segclip.kernels import dispatch
 from segclip.kernels.dispatch import use_triton
+from segclip.kernels.masked_decoder import unshuffle
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ import sys, warnings
 sys.modules["triton"] = None
 warnings.simplefilter("error")
 import torch
-from segclip.kernels import superpixel_kl
+from segclip.kernels.superpixel_kl import superpixel_kl
 print(superpixel_kl(torch.eye(2)[None], torch.zeros(1, 2, dtype=torch.int64)).item())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

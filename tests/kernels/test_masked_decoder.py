@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segclip.kernels import masked_pixel_loss, unshuffle
-from segclip.kernels.masked_decoder import patch_pixels
+from segclip.kernels.masked_decoder import masked_pixel_loss, patch_pixels, unshuffle
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segclip.kernels import GumbelKey, patch_assignment
+from segclip.kernels.patch_assignment import GumbelKey, patch_assignment
 from segclip.keyed_random import Purpose, gumbel
 
 TEMPERATURE = 0.9

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segclip.kernels import superpixel_kl
+from segclip.kernels.superpixel_kl import superpixel_kl
 
 
 def example(batch=3, centers=4, patches=9, labels=3):

@@ -60,7 +60,7 @@ def test_nothing_is_timed_where_results_have_to_repeat(device, monkeypatch) -> N
 def test_a_second_process_does_not_choose_again(tmp_path) -> None:
     program = """
 import torch
-from segclip.kernels import superpixel_kl
+from segclip.kernels.superpixel_kl import superpixel_kl
 superpixel_kl(torch.rand(2, 6, 49, device="cuda"), torch.randint(7, (2, 49), device="cuda"))
 """
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_PRINT_AUTOTUNING": "1"}

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from segclip.models import KeyedNoise, ModelConfig, SegCLIP
+from segclip.models.config import ModelConfig
+from segclip.models.noise import KeyedNoise
+from segclip.models.segclip import SegCLIP
 
 TINY: dict[str, Any] = {
     "image_size": 24,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from segclip.models import ModelConfig
+from segclip.models.config import ModelConfig
 
 
 def test_default_is_the_papers() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from segclip.models import segclip_quickstart, segclip_vit_b16
 from segclip.models.flops import forward_flops, training_flops
+from segclip.models.sizes import segclip_quickstart, segclip_vit_b16
 
 
 def test_vit_b16_takes_what_its_shapes_say() -> None:

@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
 from segclip.console import UserError
-from segclip.models import SegCLIP
 from segclip.models.checkpoint import export, load
+from segclip.models.segclip import SegCLIP
 
 
 def same(one, other) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segclip.keyed_random import gumbel
-from segclip.models import InjectedNoise, KeyedNoise
+from segclip.models.noise import InjectedNoise, KeyedNoise
 from segclip.models.text_reconstruction import word_order
 
 POSITIONS = torch.tensor([5, 900, 31])

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 import segclip
 from segclip.console import UserError
-from segclip.models import ModelConfig, SegCLIP
+from segclip.models.config import ModelConfig
 from segclip.models.names import own_name
 from segclip.models.positions import resample_grid
 from segclip.models.pretrained import clip_config, clip_tensors, load_clip, reference_key
+from segclip.models.segclip import SegCLIP
 from segclip.models.sizes import SIZES
 
 # A CLIP of the tiny network's sizes, in open_clip's terms.

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segclip.kernels import contrastive_loss
-from segclip.models import InjectedNoise, KeyedNoise
+from segclip.kernels.contrastive import contrastive_loss
+from segclip.models.noise import InjectedNoise, KeyedNoise
 from segclip.models.segclip import LARGEST_LOGIT_SCALE, SegCLIP
 from segclip.models.text_reconstruction import valid_words
 
@@ -286,7 +286,7 @@ def test_superpixels_follow_their_patches_under_patch_dropout(tiny_model, make_i
     model = tiny_model(patch_dropout=0.5).train()
     inputs = make_inputs(3, model.config)
     out = model(*inputs)
-    from segclip.kernels import superpixel_kl
+    from segclip.kernels.superpixel_kl import superpixel_kl
 
     expected = superpixel_kl(out.hard_BGL, inputs.superpixels.gather(1, out.vision.kept_BL))
     assert torch.equal(out.loss_superpixel, expected)

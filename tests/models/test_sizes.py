@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segclip.models import (
-    segclip_quickstart,
-    segclip_vit_b16,
-    segclip_vit_b32,
-    segclip_vit_l14,
-)
+from segclip.models.sizes import segclip_quickstart, segclip_vit_b16, segclip_vit_b32, segclip_vit_l14
 from segclip.trainer.config import load_run_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"

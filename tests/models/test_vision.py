@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segclip.kernels import GumbelKey
+from segclip.kernels.patch_assignment import GumbelKey
 from segclip.keyed_random import Purpose
 
 POSITIONS = torch.tensor([3, 14, 15])

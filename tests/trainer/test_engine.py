@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from segclip.models import segclip_quickstart
+from segclip.models.sizes import segclip_quickstart
 from segclip.trainer.engine import _ZerosInsteadOfRandom, compile_network
 
 

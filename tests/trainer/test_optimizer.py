@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from segclip.models import SegCLIP, segclip_quickstart
+from segclip.models.segclip import SegCLIP
+from segclip.models.sizes import segclip_quickstart
 from segclip.trainer.config import load_run_config
 from segclip.trainer.optimizer import (
     DecayByPart,
