@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from segclip.models.files import CONFIG_FILE, WEIGHTS_FILE
+
 __all__ = [
-    "CONFIG_FILE",
     "QUICKSTART_EXPORT",
-    "WEIGHTS_FILE",
     "find_export",
     "is_training_checkpoint",
     "newest_training_checkpoint",
     "quickstart_export",
 ]
 
-# As in segclip.models.checkpoint, whose import takes seconds.
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 QUICKSTART_EXPORT = Path("runs/quickstart/train/export")
 
 

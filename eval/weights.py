@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segclip.eval.exports import CONFIG_FILE, find_export, is_training_checkpoint
+from segclip.eval.exports import find_export, is_training_checkpoint
 from segclip.eval.protocol import protocol_names
 from segclip.models.checkpoint import load
+from segclip.models.files import CONFIG_FILE
 from segclip.models.segclip import SegCLIP
 from segclip.models.training_checkpoint import join_training_checkpoint
 

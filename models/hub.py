@@ -74,7 +74,8 @@ class SegCLIPHubMixin(
         strict: bool = True,
         **unused: Any,
     ) -> Any:
-        from segclip.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
+        from segclip.models.checkpoint import load
+        from segclip.models.files import CONFIG_FILE, WEIGHTS_FILE
 
         # The mixin hands over what it read from config.json; the folder is read as a whole below.
         unknown = sorted(set(unused) - {"config", "load_init"})
@@ -98,7 +99,7 @@ class SegCLIPHubMixin(
         return load(folder, strict=strict, device=map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from segclip.models.checkpoint import write_network
+        from segclip.models.export_folder import write_network
 
         write_network(self, save_directory)  # type: ignore[arg-type]  # mixed into SegCLIP alone
 

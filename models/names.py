@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-__all__ = ["from_released", "own_name", "released_name", "to_released"]
+__all__ = ["from_released", "listed", "own_name", "released_name", "to_released"]
 
 T = TypeVar("T")
+_SHOWN = 8
 
 # Inside a vision block: (ours, released).
 _VISION_BLOCK = (
@@ -123,3 +124,11 @@ def to_released(tensors: Mapping[str, T]) -> dict[str, T]:
 def from_released(tensors: Mapping[str, T]) -> dict[str, T]:
     """A released state dict under our names; names that are none of its own stay as they are."""
     return {own_name(name) or name: tensor for name, tensor in tensors.items()}
+
+
+def listed(names: list[str]) -> str:
+    """Names for a message, the first few of many."""
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

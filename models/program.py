@@ -13,9 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from segclip.models.segclip import SegCLIP
 
-__all__ = ["PROGRAM_FILE", "Regions", "export_program"]
-
-PROGRAM_FILE = "segclip.pt2"
+__all__ = ["Regions", "export_program"]
 
 
 class Regions(nn.Module):

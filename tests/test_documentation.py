@@ -22,7 +22,7 @@ from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_voc
 from segclip.eval.datasets.folder_sets import load_folder_set
 from segclip.eval.protocol import load_protocol
 from segclip.eval.vocabulary import load_vocabulary
-from segclip.models.checkpoint import export
+from segclip.models.export_folder import export
 from segclip.trainer.config import RunConfig, load_run_config
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from segclip.models.checkpoint import add_to_card
+from segclip.models.export_folder import add_to_card
 from segclip.trainer.checkpoints.folder import find_latest
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks, on_first

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from segclip.data_pipelines.shard_sets import ShardSet
-from segclip.models.checkpoint import export
-from segclip.models.full_state import full_state
+from segclip.models.export_folder import export
 from segclip.models.segclip import SegCLIP
+from segclip.models.training_checkpoint import join_network
 from segclip.trainer.checkpoints.train_state import TrainState, read_state
 from segclip.trainer.config import RunConfig
 
@@ -26,15 +26,9 @@ def export_checkpoint(checkpoint: Path, config: RunConfig, folder: Path) -> Path
 
 def load_training_checkpoint(checkpoint: Path, config: RunConfig) -> SegCLIP:
     """The network of a training checkpoint in float32, in evaluation mode, with what its model card shall say."""
-    model = SegCLIP(config.model, load_init=False)
-    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    state = full_state(checkpoint, config.zero.stage)
-    # The engine trains scalars as tensors of one element.
-    model.load_state_dict(
-        {name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()}
-    )
+    model = join_network(checkpoint, config.model, config.zero.stage)
     model.card = card_fields(config, read_state(checkpoint))
-    return model.eval()
+    return model
 
 
 def card_fields(config: RunConfig, state: TrainState) -> dict[str, Any]:

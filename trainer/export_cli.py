@@ -84,11 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     model = open_checkpoint(arguments.checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.format == "segclip":
-        from segclip.models.checkpoint import export
+        from segclip.models.export_folder import export
 
         print(f"wrote {export(model, folder)}")
     elif arguments.format == "original":
-        from segclip.models.checkpoint import RELEASED_FILE, export_released
+        from segclip.models.files import RELEASED_FILE
+        from segclip.models.released import export_released
 
         unlike = export_released(model, folder / RELEASED_FILE)
         print(f"wrote {folder / RELEASED_FILE}")
@@ -97,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         import torch
 
-        from segclip.models.program import PROGRAM_FILE, export_program
+        from segclip.models.files import PROGRAM_FILE
+        from segclip.models.program import export_program
 
         dtype = torch.uint8 if arguments.input == "uint8" else torch.float32
         export_program(model, folder / PROGRAM_FILE, None if size is None else (size[0], size[-1]), dtype)

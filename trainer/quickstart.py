@@ -269,7 +269,7 @@ def _export_untrained(config_file: Path, folder: Path) -> None:
     """The network as it is before the first step."""
     import torch
 
-    from segclip.models.checkpoint import export
+    from segclip.models.export_folder import export
     from segclip.models.segclip import SegCLIP
     from segclip.trainer.config import load_run_config
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segclip.models.checkpoint import export
 from segclip.models.config import ModelConfig
+from segclip.models.export_folder import export
 from segclip.models.segclip import SegCLIP
 
 TINY = ModelConfig(

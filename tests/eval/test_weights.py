@@ -3,10 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segclip.eval import exports
 from segclip.eval.exports import find_export
 from segclip.eval.weights import default_protocol, load_model, pick_device, weights_sha256
-from segclip.models import checkpoint as model_files
 
 
 def test_an_export_is_found_from_its_run(checkpoint, model) -> None:
@@ -51,8 +49,3 @@ def test_the_hash_sees_names_types_and_values() -> None:
     renamed = torch.nn.Module()
     renamed.bias, renamed.heft = first.bias, first.weight
     assert weights_sha256(renamed) != weights_sha256(first)
-
-
-def test_file_names_are_those_the_models_are_written_under() -> None:
-    assert exports.WEIGHTS_FILE == model_files.WEIGHTS_FILE
-    assert exports.CONFIG_FILE == model_files.CONFIG_FILE

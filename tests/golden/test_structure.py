@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from segclip.models.checkpoint import infer_config
 from segclip.models.config import ModelConfig
 from segclip.models.freezing import frozen_names
 from segclip.models.names import own_name, released_name, to_released
 from segclip.models.pretrained import reference_key
+from segclip.models.released import infer_config
 from segclip.models.segclip import SegCLIP
 from segclip.models.sizes import segclip_vit_b16
 

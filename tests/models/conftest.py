@@ -81,6 +81,12 @@ def _inputs(batch: int, config: ModelConfig, size: tuple[int, int] | None = None
     )
 
 
+def same_weights(one: SegCLIP, other: SegCLIP) -> bool:
+    """Whether two networks hold the same parameters."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ModelConfig]:
     """Makes a tiny configuration with changes."""

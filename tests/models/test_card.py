@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from segclip.models.card import model_card
-from segclip.models.checkpoint import add_to_card, export, load
+from segclip.models.checkpoint import load
+from segclip.models.export_folder import add_to_card, export
 
 FIELDS = {
     "run": "tiny",

@@ -8,7 +8,8 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
 from segclip.console import UserError
-from segclip.models.checkpoint import export, load
+from segclip.models.checkpoint import load
+from segclip.models.export_folder import export
 from segclip.models.segclip import SegCLIP
 
 

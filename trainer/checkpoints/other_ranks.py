@@ -28,7 +28,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segclip.models.full_state import full_state
+from segclip.models.training_checkpoint import full_state
 from segclip.trainer.checkpoints.reconfigured import settings_of
 from segclip.trainer.distributed import Ranks, agreed, on_first
 

@@ -7,8 +7,11 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from segclip.models.checkpoint import RELEASED_FILE, export_released, load
+from segclip.models.checkpoint import load
+from segclip.models.files import RELEASED_FILE
 from segclip.models.names import to_released
+from segclip.models.released import export_released, infer_config
+from tests.models.conftest import same_weights
 
 # Sizes that the original's code allows, so that tensors tell the configuration.
 ORIGINAL = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1, "decoder_heads": 8}
@@ -19,9 +22,22 @@ def model(tiny_model):
     return tiny_model(vision_layers=12, first_stage_layers=10, center_init_std=0.02, **ORIGINAL).eval()
 
 
-def same(one, other) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+@pytest.mark.parametrize("text_reconstruction", [False, True])
+def test_tensors_tell_the_configuration(tiny_model, tmp_path, text_reconstruction) -> None:
+    sizes = {"text_decoder_heads": 8, "center_init_std": 0.02, **ORIGINAL}
+    model = tiny_model(text_reconstruction=text_reconstruction, **sizes)
+    path = tmp_path / "segclip.bin"
+    torch.save(to_released(model.state_dict()), path)
+    loaded = load(path)
+    assert same_weights(loaded, model)
+    assert loaded.config == model.config
+
+
+def test_positions_that_are_no_square(model) -> None:
+    tensors = to_released(model.state_dict())
+    tensors["clip.visual.positional_embedding"] = torch.zeros(13, 64)
+    with pytest.raises(ValueError, match="12 patches, which is not a square"):
+        infer_config(tensors)
 
 
 def prefixed(prefix, table):
@@ -32,6 +48,7 @@ def prefixed(prefix, table):
     "wrap",
     [
         OrderedDict,
+        lambda t: {"model_state_dict": t, "epoch": 3},
         lambda t: {"state_dict": t},
         lambda t: {"model": t, "epoch": 3},
         lambda t: {"module": t, "global_steps": 3},
@@ -46,7 +63,7 @@ def test_checkpoints_as_training_loops_write_them(model, tmp_path, wrap) -> None
     path = tmp_path / "pytorch_model.bin.9"
     torch.save(wrap(to_released(model.state_dict())), path)
     loaded = load(path)
-    assert same(loaded, model)
+    assert same_weights(loaded, model)
     assert not loaded.training
 
 
@@ -86,10 +103,14 @@ def test_parameters_that_do_not_fit_are_listed(model, tmp_path) -> None:
         load(tmp_path / "x.bin", strict=False)
     tensors["clip.visual.ln_pre.bias"] = torch.ones(64)
     torch.save({"model": tensors}, tmp_path / "x.bin")
+    with pytest.raises(
+        ValueError, match=r"1 unexpected: clip\.extra; strict=False takes the parameters that fit"
+    ):
+        load(tmp_path / "x.bin")
     assert torch.equal(load(tmp_path / "x.bin", strict=False).vision.ln_pre.bias, torch.ones(64))
 
 
-@pytest.mark.parametrize("place", ["metadata", "wrapper", "tensor"])
+@pytest.mark.parametrize("place", ["metadata", "wrapper", "tensor", "pickle"])
 def test_code_anywhere_in_a_checkpoint_is_not_run(model, tmp_path, place) -> None:
     marker = tmp_path / "ran"
 
@@ -107,9 +128,12 @@ def test_code_anywhere_in_a_checkpoint_is_not_run(model, tmp_path, place) -> Non
         table._metadata = {"": Payload()}
     elif place == "wrapper":
         table = {"state_dict": table, "args": Payload()}
-    else:
+    elif place == "tensor":
         table["clip.logit_scale"] = Payload()
-    torch.save(table, tmp_path / "x.bin")
+    if place == "pickle":
+        (tmp_path / "x.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    else:
+        torch.save(table, tmp_path / "x.bin")
     with pytest.raises(ValueError, match="not a readable checkpoint of plain tensors"):
         load(tmp_path / "x.bin")
     assert not marker.exists()
@@ -125,7 +149,7 @@ def test_export_under_the_original_names(model, tmp_path) -> None:
     assert all(torch.equal(table[name], expected[name]) for name in expected)
     module = _modules_of(table)
     assert module.load_state_dict(table) == torch.nn.modules.module._IncompatibleKeys([], [])
-    assert same(load(path), model)
+    assert same_weights(load(path), model)
 
 
 def test_the_configuration_survives_although_tensors_do_not_tell_it(tiny_model, tmp_path) -> None:
@@ -140,7 +164,7 @@ def test_the_configuration_survives_although_tensors_do_not_tell_it(tiny_model, 
     ]
     loaded = load(tmp_path / RELEASED_FILE)
     assert loaded.config == model.config
-    assert same(loaded, model)
+    assert same_weights(loaded, model)
 
 
 def test_a_configuration_that_does_not_read(model, tmp_path) -> None:
