@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segclip.kernels.triton_common import tuned
+from segclip.kernels.triton_common import strides, tuned
 
 __all__ = ["masked_pixel_loss_triton", "unshuffle_triton"]
 
@@ -248,13 +248,6 @@ def _pixel_arguments(
     std: Sequence[float],
 ) -> dict[str, Any]:
     """What both pixel kernels take."""
-    strides = {
-        f"{name}_{axis}": stride
-        for name, tensor, axes in (
-            ("prediction", prediction_BMP, "bmp"), ("image", images_BCHW, "bchw"), ("masked", masked_BM, "bm")
-        )
-        for axis, stride in zip(axes, tensor.stride(), strict=True)
-    }  # fmt: skip
     return {
         "prediction": prediction_BMP,
         "images": images_BCHW,
@@ -263,7 +256,9 @@ def _pixel_arguments(
         "P": prediction_BMP.shape[2],
         "patches": (images_BCHW.shape[2] // patch_size) * (images_BCHW.shape[3] // patch_size),
         "columns": images_BCHW.shape[3] // patch_size,
-        **strides,
+        **strides("prediction", prediction_BMP, "bmp"),
+        **strides("image", images_BCHW, "bchw"),
+        **strides("masked", masked_BM, "bm"),
         **{f"mean_{channel}": value for channel, value in enumerate(mean)},
         **{f"std_{channel}": value for channel, value in enumerate(std)},
         "PATCH": patch_size,

@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segclip.kernels.patch_assignment import GumbelKey
-from segclip.kernels.triton_common import block_of_centers, dot, dot_exact, gumbel_noise, tuned
+from segclip.kernels.triton_common import block_of_centers, dot, dot_exact, gumbel_noise, strides, tuned
 
 __all__ = ["patch_assignment_triton"]
 
@@ -99,22 +99,8 @@ def _assign(
         logits_LG = dot(key_LC, query_CG, logits_LG)
 
     soft_LG = _noisy_softmax(
-        logits_LG,
-        noise,
-        positions,
-        b,
-        g,
-        l,
-        G,
-        L,
-        seed,
-        purpose,
-        temperature,
-        noise_b,
-        noise_g,
-        noise_l,
-        NOISE,
-    )
+        logits_LG, noise, positions, b, g, l, G, L, seed, purpose, temperature, noise_b, noise_g, noise_l, NOISE
+    )  # fmt: skip
     total_L = tl.sum(soft_LG, axis=1)
     finite_L = total_L == total_L
     winner_L = tl.argmax(tl.where(finite_L[:, None], soft_LG, 0.0), axis=1)
@@ -211,22 +197,8 @@ def _slopes(
 
     logits_LG = tl.load(logits + place_LG, mask=inside_LG, other=0.0)
     soft_LG = _noisy_softmax(
-        logits_LG,
-        noise,
-        positions,
-        b,
-        g,
-        l,
-        G,
-        L,
-        seed,
-        purpose,
-        temperature,
-        noise_b,
-        noise_g,
-        noise_l,
-        NOISE,
-    )
+        logits_LG, noise, positions, b, g, l, G, L, seed, purpose, temperature, noise_b, noise_g, noise_l, NOISE
+    )  # fmt: skip
     mean_L = tl.sum(soft_LG * grad_hard_LG, axis=1)
     slope_LG = tl.load(grad_logits + place_LG, mask=inside_LG, other=0.0)
     slope_LG += soft_LG * (grad_hard_LG - mean_L[:, None]) / temperature
@@ -312,13 +284,13 @@ def _patch_assignment(
         _assign[lambda meta: (batch, triton.cdiv(patches, meta["BLOCK_L"]))](
             query=query_BGC, key=key_BLC, logits=logits_BGL, hard=hard_BGL, winner=winner_BL,
             G=centers, L=patches, C=width, seed=seed, purpose=purpose, temperature=temperature,
-            **_strides("query", query_BGC, "bgc"), **_strides("key", key_BLC, "blc"),
+            **strides("query", query_BGC, "bgc"), **strides("key", key_BLC, "blc"),
             **_noise_arguments(noise_BGL, positions_B, logits_BGL), BLOCK_G=block,
         )  # fmt: skip
         width = value_BLC.shape[2]
         _regions[lambda meta: (batch, triton.cdiv(width, meta["BLOCK_C"]))](
             winner=winner_BL, value=value_BLC, regions=regions_BGC, count=count_BG,
-            G=centers, L=patches, C=width, **_strides("value", value_BLC, "blc"), BLOCK_G=block,
+            G=centers, L=patches, C=width, **strides("value", value_BLC, "blc"), BLOCK_G=block,
         )  # fmt: skip
     return regions_BGC, hard_BGL, logits_BGL, winner_BL, count_BG
 
@@ -353,20 +325,16 @@ def _patch_assignment_backward(
             grad_logits=grad_logits_BGL.contiguous(), value=value_BLC, regions=regions_BGC, count=count_BG,
             logits=logits_BGL, slope=slope_BGL,
             G=centers, L=patches, C=width, seed=seed, purpose=purpose, temperature=temperature,
-            **_strides("value", value_BLC, "blc"), **_noise_arguments(noise_BGL, positions_B, logits_BGL),
+            **strides("value", value_BLC, "blc"), **_noise_arguments(noise_BGL, positions_B, logits_BGL),
             BLOCK_G=block,
         )  # fmt: skip
         _gradients[lambda meta: (batch, triton.cdiv(width, meta["BLOCK_C"]))](
             slope=slope_BGL, grad_regions=grad_regions_BGC, count=count_BG, winner=winner_BL,
             query=query_BGC, key=key_BLC, grad_query=grads[0], grad_key=grads[1], grad_value=grads[2],
             G=centers, L=patches, C=width,
-            **_strides("query", query_BGC, "bgc"), **_strides("key", key_BLC, "blc"), BLOCK_G=block,
+            **strides("query", query_BGC, "bgc"), **strides("key", key_BLC, "blc"), BLOCK_G=block,
         )  # fmt: skip
     return grads
-
-
-def _strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip(axes, tensor.stride(), strict=True)}
 
 
 def _empty(query_BGC: Tensor, key_BLC: Tensor, value_BLC: Tensor) -> tuple[Tensor, ...]:

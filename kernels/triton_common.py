@@ -1,4 +1,4 @@
-"""What the Triton kernels share: products that lose no bits, keyed noise, and the choice of configurations.
+"""What the Triton kernels share: products that lose no bits, keyed noise, strides, and the choice of configurations.
 
 This module and the ``*_triton`` modules are imported when a kernel is first called, so that nothing else needs
 Triton to be installed.
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton import knobs
 from triton.runtime.autotuner import Autotuner
 
-__all__ = ["block_of_centers", "dot", "dot_exact", "gumbel_noise", "tuned"]
+__all__ = ["block_of_centers", "dot", "dot_exact", "gumbel_noise", "strides", "tuned"]
 
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
@@ -56,6 +57,11 @@ def tuned(*configs: triton.Config, key: list[str]) -> Callable[[Any], Any]:
 def block_of_centers(centers: int) -> int:
     """Rows of a tile that holds all centers: a power of two, and at least the 16 that tensor cores take."""
     return max(16, triton.next_power_of_2(centers))
+
+
+def strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
+    """Arguments of a kernel: the strides of a tensor by ``name`` and the letters of its axes."""
+    return {f"{name}_{axis}": stride for axis, stride in zip(axes, tensor.stride(), strict=True)}
 
 
 @triton.jit
