@@ -8,6 +8,7 @@ Each shows the largest configuration that is tried first, for 196 patches and 8 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,20 +20,26 @@ from segclip.kernels.triton_common import block_of_centers
 __all__ = ["DRAWINGS"]
 
 PATCHES, CENTERS, WIDTH = 196, 8, 768
+MATRIX = (1.1, 0.32)
+"""Pixels a patch and pixels a channel, in drawings of patches by channels."""
 WHOLE, TILE, HOT, EDGE = "#eef2f6", "#bcd9ee", "#f2a65a", "#8a97a3"
 
 
 def assignment() -> str:
     """SVG of ``patch_assignment``, forward."""
-    tile = patch_assignment_triton._assign.all_configs[0].kwargs
-    strip = patch_assignment_triton._regions.all_configs[0].kwargs
-    down, across = 1.1, 0.32  # pixels a patch, pixels a channel
-    tall, wide = PATCHES * down, WIDTH * across
     drawing = Drawing(1000, 380, "Tiles of the patch assignment")
-    drawing.text(
-        20, 22, "_assign: a program has a tile of patches of one sample", anchor="start", size=15, bold=True
-    )
-    x, y = 60.0, 80.0
+    _assign(drawing, 20)
+    _regions(drawing, 540)
+    return drawing.svg()
+
+
+def _assign(drawing: Drawing, left: float) -> None:
+    """The kernel ``_assign``."""
+    tile = patch_assignment_triton._assign.all_configs[0].kwargs
+    down, across = MATRIX
+    tall, wide = PATCHES * down, WIDTH * across
+    _title(drawing, left, "_assign: a program has a tile of patches of one sample")
+    x, y = left + 40, 80.0
     _matrix(drawing, x, y, wide, tall, f"keys k: {PATCHES} patches by {WIDTH} channels")
     count = -(-PATCHES // tile["BLOCK_L"])
     for number in range(count):
@@ -62,10 +69,14 @@ def assignment() -> str:
     drawing.text(u + 87, top + tile["BLOCK_L"] * down + 14, "winner", size=12)
     drawing.text(u + 87, top + tile["BLOCK_L"] * down + 29, "of each", size=12)
 
-    x = 620.0
-    drawing.text(
-        540, 22, "_regions: a program has some channels of one sample", anchor="start", size=15, bold=True
-    )
+
+def _regions(drawing: Drawing, left: float) -> None:
+    """The kernel ``_regions``."""
+    strip = patch_assignment_triton._regions.all_configs[0].kwargs
+    down, across = MATRIX
+    tall, wide = PATCHES * down, WIDTH * across
+    _title(drawing, left, "_regions: a program has some channels of one sample")
+    x, y = left + 80, 80.0
     _matrix(drawing, x, y, wide, tall, f"values v: {PATCHES} patches by {WIDTH} channels")
     count = -(-WIDTH // strip["BLOCK_C"])
     for number in range(count):
@@ -77,9 +88,9 @@ def assignment() -> str:
             TILE if number == 2 else "none",
             EDGE,
         )
-    left = x + 2 * strip["BLOCK_C"] * across
+    u = x + 2 * strip["BLOCK_C"] * across
     drawing.box(
-        left, y + 2 * strip["BLOCK_L"] * down, strip["BLOCK_C"] * across, strip["BLOCK_L"] * down, HOT, EDGE
+        u, y + 2 * strip["BLOCK_L"] * down, strip["BLOCK_C"] * across, strip["BLOCK_L"] * down, HOT, EDGE
     )
     drawing.box(x - 24, y, 10, tall, HOT, EDGE)
     drawing.text(x - 34, y + tall / 2, "winners", size=12, turned=True)
@@ -89,16 +100,15 @@ def assignment() -> str:
         f"{count} programs a sample; each walks the patches, {strip['BLOCK_L']} at a time",
         size=12,
     )
-    drawing.arrow((left + 20, y + tall + 26), (left + 20, y + tall + 42))
-    drawing.box(left, y + tall + 46, strip["BLOCK_C"] * across, 14, HOT, EDGE)
+    drawing.arrow((u + 20, y + tall + 26), (u + 20, y + tall + 42))
+    drawing.box(u, y + tall + 46, strip["BLOCK_C"] * across, 14, HOT, EDGE)
     drawing.text(
-        left + strip["BLOCK_C"] * across + 8,
+        u + strip["BLOCK_C"] * across + 8,
         y + tall + 53,
         f"means of {CENTERS} centers: {CENTERS} x {strip['BLOCK_C']}",
         size=12,
         anchor="start",
     )
-    return drawing.svg()
 
 
 def superpixels() -> str:
@@ -107,14 +117,7 @@ def superpixels() -> str:
     scale = 1.4
     side = PATCHES * scale
     drawing = Drawing(1000, 380, "Tiles of the superpixel divergence")
-    drawing.text(
-        20,
-        22,
-        "A program has a tile of patches and compares their superpixels with those of all",
-        anchor="start",
-        size=15,
-        bold=True,
-    )
+    _title(drawing, 20, "A program has a tile of patches and compares their superpixels with those of all")
     x, y = 90.0, 70.0
     drawing.box(x, y, side, side, WHOLE, EDGE)
     drawing.text(x + side / 2, y - 14, f"patch l: {PATCHES}", size=12)
@@ -128,7 +131,6 @@ def superpixels() -> str:
     drawing.arrow((x + wide + 14, y + 6), (x + wide + 14, y + side - 6))
     drawing.text(x + wide + 26, y + side / 2, "walks down", size=12, turned=True)
     drawing.text(x + side / 2, y + side + 16, "ids[l'] = ids[l]?  never stored as a matrix", size=12)
-    u = 480.0
     lines = (
         "For each tile of the walk:",
         "1.  read 8 assignments and one id of each l'",
@@ -141,8 +143,7 @@ def superpixels() -> str:
         "",
         "Backward walks once more and keeps nothing in between.",
     )
-    for number, line in enumerate(lines):
-        drawing.text(u, y + 20 + number * 25, line, size=14, anchor="start")
+    _lines(drawing, 480, y + 20, lines)
     return drawing.svg()
 
 
@@ -151,13 +152,10 @@ def contrastive() -> str:
     sizes = contrastive_triton.TILES[torch.bfloat16, "forward"]
     side = contrastive_triton.TritonBlocks.forward_side
     drawing = Drawing(1000, 470, "Tiles of the contrastive loss")
-    drawing.text(
+    _title(
+        drawing,
         20,
-        22,
         "A rank has its own images by all texts; a program has one tile and uses it in both directions",
-        anchor="start",
-        size=15,
-        bold=True,
     )
     x, y, cell = 90.0, 80.0, 13.0
     ranks, own = 4, 7
@@ -200,9 +198,18 @@ def contrastive() -> str:
         "small squares: pairs, the logits that all others",
         "are measured against",
     )
-    for number, line in enumerate(lines):
-        drawing.text(end + 70, y + 8 + number * 25, line, size=14, anchor="start")
+    _lines(drawing, end + 70, y + 8, lines)
     return drawing.svg()
+
+
+def _title(drawing: Drawing, x: float, text: str) -> None:
+    drawing.text(x, 22, text, anchor="start", size=15, bold=True)
+
+
+def _lines(drawing: Drawing, x: float, y: float, lines: Sequence[str]) -> None:
+    """What a drawing shows, in words."""
+    for number, line in enumerate(lines):
+        drawing.text(x, y + number * 25, line, size=14, anchor="start")
 
 
 def _matrix(drawing: Drawing, x: float, y: float, width: float, height: float, name: str) -> None:
