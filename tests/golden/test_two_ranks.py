@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks import start
+from tests.ranks import complete
 
 WORLD = 2
 
@@ -15,11 +15,8 @@ WORLD = 2
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
-    script = Path(__file__).with_name("rank.py")
-    results = [folder / f"rank{rank}.npz" for rank in range(WORLD)]
-    done = start(script, folder, ranks=WORLD).finish(300)
-    assert done.returncode == 0, done.stdout
-    return [dict(np.load(result)) for result in results]
+    complete(Path(__file__).with_name("rank.py"), folder, ranks=WORLD, seconds=300)
+    return [dict(np.load(folder / f"rank{rank}.npz")) for rank in range(WORLD)]
 
 
 @pytest.mark.slow

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.ranks import start
+from tests.kernels import contrastive_rank as script
+from tests.ranks import complete
 
-SCRIPT = Path(__file__).with_name("contrastive_rank.py")
 WORLD = 4
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("contrastive_rank", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    results = [folder / f"{rank}.pt" for rank in range(WORLD)]
-    done = start(SCRIPT, folder, ranks=WORLD).finish(300)
-    assert done.returncode == 0, done.stdout
-    return [torch.load(result) for result in results]
+    complete(Path(script.__file__), folder, ranks=WORLD, seconds=300)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize("group", ["one", "two", "all"])
-def test_equal_to_one_process(ranks, script, group, ring, exclude) -> None:
+def test_equal_to_one_process(ranks, group, ring, exclude) -> None:
     members = [ranks[rank][group, ring, exclude] for rank in script.GROUPS[group]]
     losses, image_grads, text_grads, scale_grads = zip(*members, strict=True)
     *inputs, table = script.batch(len(members))
