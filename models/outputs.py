@@ -102,8 +102,6 @@ class TrainOutput(NamedTuple):
     """Float32 scalar, mean over masked pixels; 0 when switched off."""
     loss_text_reconstruction: Tensor
     """Float32 scalar, mean over masked words; 0 when switched off."""
-    assignment: PatchAssignment
-    """Assignment of the main pass."""
     vision: VisionOutput
     """Everything of the main pass."""
     masked: MaskedOutput | None
@@ -112,9 +110,4 @@ class TrainOutput(NamedTuple):
     @property
     def hard_BGL(self) -> Tensor:
         """One-hot assignment of the main pass."""
-        return self.assignment.hard_BGL
-
-    @property
-    def soft_BGL(self) -> Tensor:
-        """Soft assignment of the main pass."""
-        return self.assignment.soft_BGL
+        return self.vision.assignment.hard_BGL

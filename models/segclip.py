@@ -181,7 +181,6 @@ class SegCLIP(nn.Module, SegCLIPHubMixin):
             loss_superpixel=loss_superpixel,
             loss_reconstruction=loss_reconstruction,
             loss_text_reconstruction=loss_text_reconstruction,
-            assignment=assignment,
             vision=tower.main,
             masked=tower.masked,
         )

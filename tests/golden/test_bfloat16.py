@@ -35,7 +35,7 @@ def test_what_must_stay_in_float32_does(passes) -> None:
         == torch.bfloat16
     )
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    for assignment in (out.assignment, out.masked.aggregation.assignment):
+    for assignment in (out.vision.assignment, out.masked.aggregation.assignment):
         assert {
             tensor.dtype for tensor in (assignment.logits_BGL, assignment.hard_BGL, assignment.soft_BGL)
         } == {torch.float32}
