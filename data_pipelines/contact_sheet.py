@@ -17,7 +17,7 @@ from segclip.data_pipelines.storage.store import open_store
 
 __all__ = ["contact_sheet"]
 
-PICTURE, GAP, LINES, FONT_SIZE = 168, 22, 3, 14
+COLUMNS, PICTURE, GAP, LINES, FONT_SIZE = 6, 168, 22, 3, 14
 PAPER, INK, BORDER = (250, 249, 246), (40, 40, 44), (255, 255, 255)
 
 
@@ -41,16 +41,13 @@ def _pick_samples(url: str, count: int) -> list[dict[str, bytes]]:
     return picked
 
 
-def contact_sheet(
-    url: str, path: Path, *, count: int = 24, columns: int = 6, outlines: bool = False
-) -> list[str]:
+def contact_sheet(url: str, path: Path, *, count: int, outlines: bool) -> list[str]:
     """Write a PNG page of samples, each with its caption below.
 
     Args:
         url: the shard set.
         path: file to write.
         count: how many samples, taken evenly over the set.
-        columns: pictures in a row.
         outlines: draw the borders of the stored superpixels.
 
     Returns:
@@ -60,16 +57,16 @@ def contact_sheet(
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 4
     cell_height = PICTURE + GAP + LINES * line
-    rows = -(-len(samples) // columns)
+    rows = -(-len(samples) // COLUMNS)
     page = Image.new(
-        "RGB", (columns * (PICTURE + GAP) + GAP, rows * cell_height + (rows + 1) * GAP // 2), PAPER
+        "RGB", (COLUMNS * (PICTURE + GAP) + GAP, rows * cell_height + (rows + 1) * GAP // 2), PAPER
     )
     draw = ImageDraw.Draw(page)
     captions = []
     for number, members in enumerate(samples):
         picture = _picture(members, outlines)
-        left = GAP + number % columns * (PICTURE + GAP)
-        top = GAP + number // columns * (cell_height + GAP // 2)
+        left = GAP + number % COLUMNS * (PICTURE + GAP)
+        top = GAP + number // COLUMNS * (cell_height + GAP // 2)
         page.paste(picture, (left + (PICTURE - picture.width) // 2, top + PICTURE - picture.height))
         caption = members.get("txt", b"(no caption)").decode("utf-8", "replace").strip()
         captions.append(caption)

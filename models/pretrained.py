@@ -59,7 +59,7 @@ class _Source:
     """open_clip's entry for the tag; empty for a file or folder."""
 
 
-def load_clip(model: SegCLIP, init_from: str, cache_dir: str | Path | None = None) -> list[str]:
+def load_clip(model: SegCLIP, init_from: str) -> list[str]:
     """Replace the start values of a network by CLIP's, wherever CLIP has them.
 
     Args:
@@ -68,7 +68,6 @@ def load_clip(model: SegCLIP, init_from: str, cache_dir: str | Path | None = Non
         init_from: ``MODEL/TAG`` with a tag of open_clip (``ViT-B-16/openai``), downloaded if it is not in the
             cache; ``MODEL/FILE`` with a file of weights in open_clip's format (``.safetensors``, ``.bin`` or
             ``.pt``); or ``local-dir:FOLDER`` with weights and ``open_clip_config.json``.
-        cache_dir: where downloads are kept; None for the default of Hugging Face.
 
     Returns:
         Names of the parameters that now hold CLIP's values.
@@ -80,7 +79,7 @@ def load_clip(model: SegCLIP, init_from: str, cache_dir: str | Path | None = Non
     """
     source = _find(init_from)
     _check_fits(source, model.config)
-    weights = source.weights if source.weights is not None else _download(source, cache_dir)
+    weights = source.weights if source.weights is not None else _download(source)
     tensors = clip_tensors(_read(source, weights), model.config)
     own = model.state_dict()
     wrong = [
@@ -311,11 +310,9 @@ def _strange(given: Mapping[str, Any], kind: Any, free: set[str]) -> list[str]:
     ]
 
 
-def _download(source: _Source, cache_dir: str | Path | None) -> Path:
+def _download(source: _Source) -> Path:
     try:
-        path = open_clip.download_pretrained(
-            source.tag, cache_dir=None if cache_dir is None else str(cache_dir)
-        )
+        path = open_clip.download_pretrained(source.tag)
     except Exception as error:  # of the network, the hub or the disk, in many types
         hub, url = source.tag.get("hf_hub", "").rstrip("/"), source.tag.get("url")
         where = f"https://huggingface.co/{hub}" if hub else url
@@ -360,5 +357,5 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _short(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _short(text: str) -> str:
+    return text if len(text) <= 400 else text[:397] + "..."

@@ -66,7 +66,7 @@ def test_errors_are_one_line(
 
 
 def test_the_page_shows_samples_spread_over_the_set(scene_set: Path, tmp_path: Path) -> None:
-    captions = contact_sheet(str(scene_set), tmp_path / "page.png", count=4, columns=2, outlines=True)
+    captions = contact_sheet(str(scene_set), tmp_path / "page.png", count=4, outlines=True)
     scenes = draw_scenes(5, 0, 100)
     assert captions == [scenes[i].caption for i in (0, 33, 66, 99)]
     with Image.open(tmp_path / "page.png") as page:

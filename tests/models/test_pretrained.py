@@ -259,8 +259,9 @@ def test_what_can_not_start_the_network_is_refused_before_anything_is_downloaded
 
 def test_a_failed_download_is_one_clear_error(b16, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        load_clip(b16(), "ViT-B-16/openai", cache_dir=tmp_path)
+        load_clip(b16(), "ViT-B-16/openai")
     text = str(caught.value)
     assert (
         "ViT-B-16/openai could not be downloaded from https://huggingface.co/timm/vit_base_patch16_clip"
