@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from segclip.console import UserError
-from segclip.rendezvous import Greeting, compare, free_port, hosts_of_launcher, interface_towards, meet
+from segclip.rendezvous import Greeting, Place, compare, free_port, hosts_of_launcher, interface_towards, meet
 
 OWN = Greeting(0, "a", {"torch": "2.11", "deepspeed": "0.19.8"}, "0" * 64, 1000.0)
 
@@ -124,3 +124,21 @@ def test_names_of_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_interface_towards_an_address() -> None:
     assert interface_towards("127.0.0.1", 1) == "lo"
     assert interface_towards("no.such.host.invalid", 1) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place(3, 1, 4, 2)),  # torchrun
+        ({"LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, Place(3, 1, 4, 2)),  # deepspeed
+        ({}, Place(3, 0, 4, 4)),
+    ],
+)
+def test_the_place_that_a_launcher_has_told(
+    told: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", **told}.items():
+        monkeypatch.setenv(name, value)
+    assert Place.told() == place

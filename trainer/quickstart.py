@@ -111,45 +111,22 @@ def _run(arguments: argparse.Namespace) -> int:
     _make_anew(root)
     watch = _Stopwatch()
 
-    def draw() -> None:
-        _call(
-            "segclip-shards",
-            "scenes",
-            "--out",
-            data / "train",
-            "--count",
-            arguments.scenes,
-            "--seed",
-            TRAINING_SCENES_SEED,
-        )
-        _call(
-            "segclip-shards",
-            "scenes-voc",
-            "--out",
-            data / "eval",
-            "--count",
-            arguments.held_out_scenes,
-            "--seed",
-            HELD_OUT_SEED,
-        )
-        _call("segclip-shards", "show", data / "train", "--out", root / "scenes.png")
-
-    watch.run("data", "Captioned scenes: shards to train on, a held-out set to score on", draw)
-
-    with _shards(arguments.store, arguments.s3_port, data / "train", root / "s3", watch) as (
-        url,
-        environment,
-    ):
-
-        def train() -> None:
-            _call(
+    watch.run(
+        "data",
+        "Captioned scenes: shards to train on, a held-out set to score on",
+        lambda: _draw(root, arguments.scenes, arguments.held_out_scenes),
+    )
+    shards = _shards(arguments.store, arguments.s3_port, data / "train", root / "s3", watch)
+    with shards as (url, environment):
+        settings = (f"run_dir={run_dir}", f"data.shards={url}", f"evaluation.data_root={data / 'eval'}")
+        watch.run(
+            "training",
+            f"Training on {arguments.processes} processes",
+            lambda: _call(
                 "deepspeed", "--num_accelerators", arguments.processes, "trainer/run.py", "--config", CONFIG,
-                f"run_dir={run_dir}", f"data.shards={url}", f"evaluation.data_root={data / 'eval'}",
-                *arguments.overrides,
-                environment=environment,
-            )  # fmt: skip
-
-        watch.run("training", f"Training on {arguments.processes} processes", train)
+                *settings, *arguments.overrides, environment=environment,
+            ),
+        )  # fmt: skip
 
     def score() -> tuple[float, float]:
         _export_untrained(run_dir / "config.yaml", root / "untrained")
@@ -175,6 +152,17 @@ def _run(arguments: argparse.Namespace) -> int:
     _record(summary, root / "summary.json", run_dir, trained.get("mlflow_run_id"))
     _report(summary, root, run_dir)
     return 0
+
+
+def _draw(root: Path, scenes: int, held_out: int) -> None:
+    """Shards to train on, a set to score on, and a page of pictures from the shards."""
+    data = root / "data"
+    for command, folder, count, seed in (
+        ("scenes", "train", scenes, TRAINING_SCENES_SEED),
+        ("scenes-voc", "eval", held_out, HELD_OUT_SEED),
+    ):
+        _call("segclip-shards", command, "--out", data / folder, "--count", count, "--seed", seed)
+    _call("segclip-shards", "show", data / "train", "--out", root / "scenes.png")
 
 
 def _check_store(store: str, port: int | None) -> None:

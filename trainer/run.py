@@ -76,17 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(config, ranks)
     except KeyboardInterrupt:
         if rank == 0:
-            print(
-                "interrupted: the same command goes on after the last checkpoint", file=sys.stderr, flush=True
-            )
+            _tell("interrupted: the same command goes on after the last checkpoint")
         leave(130)
     except StopAsked as error:
         if rank == 0:
-            print(
-                f"{error}: a checkpoint is saved, and the same command goes on with it",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f"{error}: a checkpoint is saved, and the same command goes on with it")
         leave(ASKED)
     except (ValueError, OSError, UserError) as error:
         if arguments.debug:
@@ -95,27 +89,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         reports = error.is_reporter if isinstance(error, RankError) else started or rank == 0
         if reports:
             where = f"[rank {rank}] " if started and not isinstance(error, RankError) else ""
-            print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
+            _tell(f"{where}error: {one_line(error)}")
         else:
             time.sleep(GRACE_SECONDS)
         leave(2)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error) and not arguments.debug:
-            from segclip.trainer.memory import REMEDIES
-
-            what = " ".join(str(error).split())[:300]
-            print(
-                f"[rank {rank}] error: out of memory: {what}\nWhat needs less, in the order of what it costs:\n"
-                + "".join(f"  {remedy}\n" for remedy in REMEDIES)
-                + "segclip-doctor memory tells what takes how much",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f"[rank {rank}] error: {_what_needs_less(error)}")
             leave(2)
         if arguments.debug or not lost_peer(error):
             raise
         # The rank that failed has said why; this one only waited for it.
-        print(f"[rank {rank}] stopped: another rank has ended", file=sys.stderr, flush=True)
+        _tell(f"[rank {rank}] stopped: another rank has ended")
         leave(LOST)
     _finish(ranks)
 
@@ -128,6 +113,21 @@ def _print_plan(config: RunConfig, processes: int) -> None:
     print(f"{config.name}: nothing is trained (--dry-run)")
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _what_needs_less(error: Exception) -> str:
+    """Of an error of ``_out_of_memory``: its words, and the remedies."""
+    from segclip.trainer.memory import REMEDIES
+
+    return (
+        f"out of memory: {' '.join(str(error).split())[:300]}\nWhat needs less, in the order of what it costs:\n"
+        + "".join(f"  {remedy}\n" for remedy in REMEDIES)
+        + "segclip-doctor memory tells what takes how much"
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:
