@@ -4,8 +4,8 @@
     model = segclip.load("runs/x/export")
     result = segclip.segment(model, image, ["cat", "sofa"])
 
-Everything else is reached by its module: ``segclip.models``, ``segclip.eval``, ``segclip.data_pipelines``,
-``segclip.kernels``, ``segclip.trainer``.
+These names are all that is public (docs/api.md). Everything else is reached by its module (``segclip.models``,
+``segclip.eval``, ``segclip.data_pipelines``, ``segclip.kernels``, ``segclip.trainer``) and may change between versions.
 """
 
 from __future__ import annotations
