@@ -23,9 +23,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     shown = commands.add_parser("list", help="step, date, size, ranks, ZeRO stage, mIoU, and why it is kept")
-    shown.add_argument(
-        "place", metavar="RUN_OR_URL", help="folder of the run, or the URL of checkpoint.upload"
-    )
     shown.set_defaults(command_main=_list)
 
     verify = commands.add_parser(
@@ -33,9 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare every byte with its checksums",
         description="Read all files of all checkpoints. The exit code is 1 if one is missing or damaged.",
     )
-    verify.add_argument(
-        "place", metavar="RUN_OR_URL", help="folder of the run, or the URL of checkpoint.upload"
-    )
+    for command in (shown, verify):
+        command.add_argument(
+            "place", metavar="RUN_OR_URL", help="folder of the run, or the URL of checkpoint.upload"
+        )
     verify.add_argument("--step", type=int, metavar="N", help="this checkpoint alone")
     verify.set_defaults(command_main=_verify)
 

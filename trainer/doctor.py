@@ -21,7 +21,7 @@ from segclip.credentials import without_credentials
 from segclip.trainer.config import RunConfig
 from segclip.trainer.tracking import TrackingConfig, tracking_uri
 
-__all__ = ["Finding", "check_configuration", "check_environment"]
+__all__ = ["check_configuration", "check_environment"]
 
 DEEPSPEED = (0, 19, 6)
 """The first release that reduces gradients once over several backward passes."""

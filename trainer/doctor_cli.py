@@ -62,7 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
         description="Send the records of a run that its server did not take while it went on, from RUN/mlflow.",
     )
     mlflow.add_argument("run_dir", metavar="RUN", help="folder of the run")
-    mlflow.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     mlflow.set_defaults(command_main=_send_records)
 
     dataset = commands.add_parser(
@@ -78,8 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
     )
     dataset.add_argument("--json", metavar="FILE", help="write what was found there as well")
-    dataset.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     dataset.set_defaults(command_main=_dataset)
+
+    for command in (environment, memory, mlflow, dataset):
+        # Behind the sub-command, too.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return parser
 
 
@@ -89,7 +93,6 @@ def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # of launchers
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _environment(arguments: argparse.Namespace) -> int:

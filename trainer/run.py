@@ -121,10 +121,11 @@ def _tell(text: str) -> None:
 
 def _what_needs_less(error: Exception) -> str:
     """Of an error of ``_out_of_memory``: its words, and the remedies."""
+    from segclip.console import words_of
     from segclip.trainer.memory import REMEDIES
 
     return (
-        f"out of memory: {' '.join(str(error).split())[:300]}\nWhat needs less, in the order of what it costs:\n"
+        f"out of memory: {words_of(error, 300)}\nWhat needs less, in the order of what it costs:\n"
         + "".join(f"  {remedy}\n" for remedy in REMEDIES)
         + "segclip-doctor memory tells what takes how much"
     )

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segclip.console import words_of
 from segclip.credentials import check_no_credentials, without_credentials
 from segclip.mlflow_store import EXPERIMENT, LONGEST_VALUE, PARAMETERS_A_CALL, experiment_id, open_client
 from segclip.trainer.spool import Spool
@@ -191,7 +192,7 @@ class Tracker:
             except (
                 Exception
             ) as error:  # whatever the server or its client raises, training goes on and says so
-                self._failure = f"{type(error).__name__}: {one_line_of(error)}"
+                self._failure = f"{type(error).__name__}: {_words(error)}"
                 failures += 1
                 # A server that is not there, however long, has refused no record.
                 attempts += self._client is not None
@@ -280,7 +281,7 @@ class Tracker:
                 log.warning(
                     "MLflow run %s cannot be continued (%s); a new one is started",
                     self.run_id,
-                    one_line_of(error),
+                    _words(error),
                 )
         place = experiment_id(client, uri, self._config.experiment, self._run_dir)
         made = client.create_run(place, start_time=self._begun, run_name=self._run_name)
@@ -312,6 +313,6 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def one_line_of(error: Exception) -> str:
+def _words(error: Exception) -> str:
     """What an error says; MLflow's repeat the server's URL."""
-    return without_credentials(" ".join(str(error).split()))[:200]
+    return without_credentials(words_of(error))[:200]

@@ -32,6 +32,7 @@ __all__ = [
     "one_line",
     "progress",
     "warn",
+    "words_of",
 ]
 
 EXIT_USER_ERROR = 2
@@ -54,9 +55,14 @@ class Finding:
     remedy: str = ""
 
 
+def words_of(error: BaseException, longest: int | None = None) -> str:
+    """The message of ``error`` on one line, cut to some characters."""
+    return " ".join(str(error).split())[:longest]
+
+
 def one_line(error: BaseException) -> str:
     """The message of ``error`` on one line, with its type where the message alone says too little."""
-    text = " ".join(str(error).split())
+    text = words_of(error)
     if isinstance(error, (ValueError, UserError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

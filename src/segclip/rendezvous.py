@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from segclip.console import UserError
+from segclip.console import UserError, words_of
 
 __all__ = ["Greeting", "Place", "compare", "free_port", "hosts_of_launcher", "interface_towards", "meet"]
 
@@ -145,8 +145,8 @@ def meet(
     except (dist.DistError, RuntimeError, ValueError) as error:
         if serves:
             raise UserError(
-                f"the first rank cannot listen on port {port} of {address}: {_brief(error)}. Is another run using it? "
-                "Give another --master_port"
+                f"the first rank cannot listen on port {port} of {address}: {words_of(error, 200)}. Is another run "
+                "using it? Give another --master_port"
             ) from error
         first = f"host {hosts[0]}" if hosts else "the first host"
         raise UserError(
@@ -286,7 +286,3 @@ def _slurm_hosts(nodes: str) -> list[str]:
             numbers = range(int(low), int(high) + 1) if dash else [int(low)]
             hosts += [f"{head}{number:0{len(low)}d}{tail}" for number in numbers]
     return hosts
-
-
-def _brief(error: Any) -> str:
-    return " ".join(str(error).split())[:200]
