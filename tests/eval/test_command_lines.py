@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from segclip.eval import run, segment_cli
+from tests.exit_code import exit_code
 
 
 def call(module, capsys, *arguments) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command line in this process."""
-    with pytest.raises(SystemExit) as exit:
-        module.main([str(each) for each in arguments])
+    code = exit_code(module.main, *arguments)
     out, err = capsys.readouterr()
-    return int(exit.value.code or 0), out, err
+    return code, out, err
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,10 @@ import pytest
 from segclip.trainer.checkpoints.retention import Retention
 from segclip.trainer.checkpoints.store import send
 from segclip.trainer.checkpoints_cli import main
+from tests.exit_code import exit_code
 from tests.trainer.checkpoints.checkpoint_files import flip_bit, write_checkpoint
 
-
-def command(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+command = partial(exit_code, main)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from segclip.trainer.config import RunConfig, load_run_config
 from segclip.trainer.doctor import check_configuration, check_environment
 from segclip.trainer.doctor_cli import main
 from tests.eval.published_files import write_image, write_label
+from tests.exit_code import exit_code
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -63,11 +65,7 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+run = partial(exit_code, main)
 
 
 def statuses(config: RunConfig) -> dict[str, str]:
@@ -212,11 +210,7 @@ def test_the_doctor_reads_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "own.yaml"
     path.write_text("classes: [cat, '[dog]', cow]\n")
 
-    def code(*words: str) -> int:
-        with pytest.raises(SystemExit) as ended:
-            main(["dataset", str(path), "--processes", "1", *words])
-        return int(ended.value.code or 0)
-
+    code = partial(run, "dataset", path, "--processes", 1)
     assert code("--json", str(tmp_path / "found.json")) == 0
     printed = capsys.readouterr().out
     assert "[dog]" in printed
@@ -230,7 +224,5 @@ def test_the_doctor_reads_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code("--split", "test") == 1
     assert "split 'test' of own is missing" in capsys.readouterr().out
     assert code("--processes", "0") == 2
-    with pytest.raises(SystemExit) as ended:
-        main(["dataset", "voc", "--root", str(tmp_path)])
-    assert ended.value.code == 2
+    assert run("dataset", "voc", "--root", tmp_path) == 2
     assert "unknown data set 'voc'" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
 from segclip.models.checkpoint import load
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.export_cli import main
+from tests.exit_code import exit_code
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -94,11 +96,7 @@ def config(clip: tuple[open_clip.CLIP, Path], tmp_path_factory: pytest.TempPathF
     return path
 
 
-def command(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+command = partial(exit_code, main)
 
 
 def same(one: SegCLIP, other: SegCLIP) -> bool:
