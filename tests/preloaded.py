@@ -8,7 +8,7 @@ import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
 import mlflow  # noqa: F401
 
 import segclip.trainer.loop  # noqa: F401
-from segclip.models.sizes import segclip_quickstart
 from segclip.models.flops import forward_flops
+from segclip.models.sizes import segclip_quickstart
 
 forward_flops(segclip_quickstart().config, words=16)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
 
 from segclip.data_pipelines.cli import main
+from tests.exit_code import exit_code
 
+__all__ = ["run"]
 
-def run(*arguments: object) -> int:
-    """Its exit code."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(each) for each in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code
+run = partial(exit_code, main)
+"""Its exit code."""
