@@ -59,4 +59,6 @@ def validated(
             ) from None
         shown = first["type"] != "missing" and not isinstance(first["input"], dict)
         got = f", got {first['input']!r}" if shown else ""
+        if first["type"] == "string_type" and isinstance(first["input"], (bool, int, float)):
+            got += "; YAML takes no, on and numbers for something else: put words like these in quotes"
         raise ValueError(f"{where}: {f'field {field!r}: ' if field else ''}{first['msg']}{got}") from None

@@ -15,6 +15,8 @@ from segclip.models.segclip import SegCLIP
 
 __all__ = ["write_outputs"]
 
+PICTURES = ("confusion", "overlays", "thresholds", "worst")
+
 
 def write_outputs(
     folder: str | Path,
@@ -28,7 +30,8 @@ def write_outputs(
     """Write ``result.json``, ``report.html`` and the pictures; the result first, lest a picture lose it.
 
     Args:
-        folder: made if it is not there; files of these names are replaced.
+        folder: made if it is not there; files of these names are replaced, and those that this result does not have
+            are removed.
         model, dataset, protocol, result: as given to and returned by ``evaluate``.
         count: images of each kind (evenly spaced, worst, best); 0 for none.
 
@@ -44,5 +47,8 @@ def write_outputs(
         written["thresholds"] = threshold_picture(result, folder / "thresholds.png")
     views = make_views(model, dataset, protocol, chosen.all())
     written |= write_pictures(folder, dataset, result, chosen, views)
+    for name in PICTURES:
+        if name not in written:
+            (folder / f"{name}.png").unlink(missing_ok=True)
     written["report"] = write_report(folder / "report.html", dataset, result, chosen, views)
     return written

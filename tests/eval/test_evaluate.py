@@ -161,8 +161,11 @@ def test_pictures_are_written(model, scenes_root, tmp_path) -> None:
     for name in ("confusion", "overlays", "worst"):
         with Image.open(written[name]) as picture:
             assert min(picture.size) > 300
-    few = write_outputs(tmp_path / "few", model, dataset, SCENES, result, count=0)
+    # Nothing of an earlier result is left beside a later one.
+    (tmp_path / "out" / "thresholds.png").write_bytes(b"of another evaluation")
+    few = write_outputs(tmp_path / "out", model, dataset, SCENES, result, count=0)
     assert set(few) == {"result", "counts", "confusion", "report"}
+    assert set((tmp_path / "out").iterdir()) == set(few.values())
 
 
 @pytest.mark.parametrize(("total", "count"), [(500, 8), (3, 8), (1, 1), (0, 4)])

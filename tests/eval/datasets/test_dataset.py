@@ -332,6 +332,7 @@ def test_folders_of_ones_own(garden, tmp_path_factory) -> None:
         ({"classes": ["a", {"b": [" "]}, "c"]}, "class 1 has an empty name"),
         ({"classes": ["a", {"b": []}, "c"]}, "class 1 has an empty name"),
         ({"classes": ["a", {"b": ["b"], "c": ["c"]}]}, "a class with words is one name and a list"),
+        ({"classes": ["a", False]}, "field 'classes.1.str': .*got False; .* put words like these in quotes"),
         ({"clases": ["a"]}, r"unknown field 'clases' \(did you mean 'classes'\?\)"),
         (
             {"images": "pictures/{split}"},
