@@ -22,7 +22,7 @@ class SuperpixelConfig(SuperpixelMethod):
 
     patch_label: PatchLabelRule = Field(
         default="vote",
-        description="Id of a patch: majority of its pixels, or (for parity with the original) their mean.",
+        description="Superpixel of a patch: that of most of its pixels, or the mean of their ids, as in the original.",
     )
 
 
@@ -32,8 +32,18 @@ class CaptionParts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     full: float = Field(default=1.0, ge=0, le=1, description="Chance of the whole caption.")
-    object: float = Field(default=0.0, ge=0, le=1, description="Chance of one of the things listed.")
-    ground: float = Field(default=0.0, ge=0, le=1, description="Chance of what follows the last 'on'.")
+    object: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description='Chance of one of the things listed alone: of "a star and a bar on sand", the star or the bar.',
+    )
+    ground: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Chance of what follows the last 'on': of the same caption, the sand.",
+    )
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> CaptionParts:
@@ -75,9 +85,16 @@ class DataConfig(BaseModel):
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Several shard sets, in place of shards: joined, or mixed by weight."
     )
-    image_size: int = Field(default=224, ge=8, description="Side of the square training picture in pixels.")
+    image_size: int = Field(
+        default=224,
+        ge=8,
+        description="Side of the crops in pixels; as model.image_size, unless positions shall be resampled.",
+    )
     words: int = Field(
-        default=32, ge=3, le=77, description="Tokens per caption, start and end token included."
+        default=32,
+        ge=3,
+        le=77,
+        description="Tokens per caption (words and parts of words), start and end token included; longer ones are cut.",
     )
     crop_scale: tuple[float, float] = Field(
         default=(0.5, 1.0),
@@ -86,18 +103,23 @@ class DataConfig(BaseModel):
     crop_ratio: tuple[float, float] = Field(
         default=(3 / 4, 4 / 3), description="Narrowest and widest crop, width over height."
     )
-    flip: bool = Field(default=False, description="Mirror half of the pictures.")
+    flip: bool = Field(default=False, description="Mirror half of the pictures, left to right.")
     workers: int = Field(
-        default=4, ge=0, description="Loader processes per rank; 0 loads in the training process."
+        default=4,
+        ge=0,
+        description="Loader processes of each rank (training process, one a GPU); 0 loads in that process itself.",
     )
     prefetch: int = Field(default=4, ge=1, description="Batches each worker prepares ahead.")
     lanes: int = Field(
         default=24,
         ge=1,
-        description="Reading lanes of the whole run; a multiple of ranks x workers. Part of the order.",
+        description="Parts in which the whole run reads an epoch side by side: a multiple of ranks x workers. Part of "
+        "the order of samples, so a run that has begun keeps it.",
     )
     shuffle_block: int = Field(
-        default=1000, ge=1, description="Samples a lane shuffles together; 1 keeps them in order."
+        default=1000,
+        ge=1,
+        description="Samples that a lane shuffles together; 1 keeps them in order. Part of the order of samples, too.",
     )
     epoch_end: EpochEnd = Field(
         default="join",

@@ -20,85 +20,119 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_size: int = Field(224, gt=0, description="side of the square training image in pixels")
-    patch_size: int = Field(16, gt=0, description="side of a patch in pixels; divides image_size")
-    vision_width: int = Field(768, gt=0, description="width of the vision tower")
+    image_size: int = Field(224, gt=0, description="Side of the square training image in pixels.")
+    patch_size: int = Field(16, gt=0, description="Side of a patch in pixels; divides image_size.")
+    vision_width: int = Field(
+        768, gt=0, description="Numbers that stand for a patch inside the vision tower."
+    )
     vision_heads: int = Field(
-        12, gt=0, description="attention heads of the vision tower; divides vision_width"
+        12, gt=0, description="Attention heads of the vision tower; divides vision_width."
     )
     vision_layers: int = Field(
-        12, gt=0, description="blocks of the vision tower, before and after aggregation"
+        12,
+        gt=0,
+        description="Transformer blocks of the vision tower, before and after the patches are gathered into centers.",
     )
     first_stage_layers: int = Field(
-        10, ge=0, description="how many of them work on patches, before aggregation"
+        10,
+        ge=0,
+        description="How many of them work on patches, before these are gathered; the others work on centers.",
     )
-    centers: int = Field(8, gt=0, description="learnable centers, the largest number of regions in an image")
-    center_layers: int = Field(2, ge=0, description="cross-attention blocks in which centers look at patches")
+    centers: int = Field(
+        8,
+        gt=0,
+        description="Learnable centers, which gather patches into regions: the most regions an image can have.",
+    )
+    center_layers: int = Field(
+        2,
+        ge=0,
+        description="Cross-attention blocks in which centers look at patches before they gather them.",
+    )
     assignment_temperature: float = Field(
         0.9,
         gt=0,
-        description="divides the noisy assignment logits in training; evaluation uses 1 and no noise",
+        description="Temperature of the Gumbel softmax that assigns patches to centers in training: higher spreads a "
+        "patch's gradient over more centers. Evaluation uses 1 and no noise.",
     )
-    center_init_std: float = Field(0.02, gt=0, description="standard deviation that the centers start with")
+    center_init_std: float = Field(0.02, gt=0, description="Standard deviation that the centers start with.")
     linear_init_std: float = Field(
         0.02,
         gt=0,
-        description="standard deviation that linear layers start with; a narrow network needs more, about "
-        "one over the root of its width",
+        description="Standard deviation that linear layers start with; a narrow network needs more, about "
+        "one over the root of its width.",
     )
     ignore_empty_centers: bool = Field(
         False,
-        description="leave centers that hold no patch out of the maximum that makes the image feature "
-        "(not in the paper)",
+        description="Leave centers that hold no patch out of the maximum that makes the image feature "
+        "(not in the paper).",
     )
-    embed_dim: int = Field(512, gt=0, description="width of the space that images and texts share")
-    text_width: int = Field(512, gt=0, description="width of the text tower")
-    text_heads: int = Field(8, gt=0, description="attention heads of the text tower; divides text_width")
-    text_layers: int = Field(12, gt=0, description="blocks of the text tower")
-    context_length: int = Field(77, gt=1, description="largest number of tokens in a text")
-    vocab_size: int = Field(49408, gt=2, description="number of tokens; the last id ends a text")
+    embed_dim: int = Field(
+        512, gt=0, description="Length of the features in which images and texts are compared."
+    )
+    text_width: int = Field(512, gt=0, description="Numbers that stand for a token inside the text tower.")
+    text_heads: int = Field(8, gt=0, description="Attention heads of the text tower; divides text_width.")
+    text_layers: int = Field(12, gt=0, description="Transformer blocks of the text tower.")
+    context_length: int = Field(77, gt=1, description="Largest number of tokens in a text.")
+    vocab_size: int = Field(49408, gt=2, description="Number of tokens; the last id ends a text.")
     quick_gelu: bool = Field(
         True,
         description="CLIP's blocks compute QuickGELU, as OpenAI's weights and the paper need; false: exact GELU, "
-        "as many open_clip weights need",
+        "as many open_clip weights need.",
     )
     mask_ratio: float = Field(
-        0.75, gt=0, lt=1, description="share of tokens hidden from the reconstruction pass"
+        0.75,
+        gt=0,
+        lt=1,
+        description="Share of the patches that are hidden from the second pass, which reconstructs them.",
     )
-    decoder_depth: int = Field(3, ge=0, description="blocks of the reconstruction decoder")
-    decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of vision_width")
+    decoder_depth: int = Field(
+        3, ge=0, description="Transformer blocks of the decoder that reconstructs hidden patches."
+    )
+    decoder_heads: int = Field(
+        8, gt=0, description="Its attention heads; divides its width, half of vision_width."
+    )
     text_reconstruction: bool = Field(
         False,
-        description="also predict masked words of the text (an option of the original, not in its recipe)",
+        description="Also predict hidden words of the text (an option of the original, not in its recipe).",
     )
     text_mask_ratio: float = Field(
-        0.15, gt=0, lt=1, description="share of words hidden if text_reconstruction"
+        0.15, gt=0, lt=1, description="Share of words hidden if text_reconstruction."
     )
-    text_decoder_depth: int = Field(3, ge=0, description="blocks of the text decoder")
+    text_decoder_depth: int = Field(
+        3, ge=0, description="Transformer blocks of the decoder that predicts hidden words."
+    )
     text_decoder_words: int = Field(
-        77, gt=0, description="rows of its table of positions, the largest number of words it takes"
+        77, gt=0, description="Rows of its table of positions, the largest number of words it takes."
     )
-    text_decoder_heads: int = Field(8, gt=0, description="its attention heads; divides half of embed_dim")
+    text_decoder_heads: int = Field(
+        8, gt=0, description="Its attention heads; divides its width, half of embed_dim."
+    )
     drop_path: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="chance that a sample skips the last vision block, rising linearly from 0",
+        description="Chance that a sample skips a block of the vision tower: 0 for the first one, rising linearly to "
+        "this for the last.",
     )
     patch_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of patches left out of the training pass"
+        0.0, ge=0, lt=1, description="Share of the patches left out of each training image: faster, coarser."
     )
     activation_checkpointing: bool = Field(
-        False, description="recompute the inside of each block in the backward pass instead of keeping it"
+        False,
+        description="Compute the inside of each block again in the backward pass instead of keeping it: less memory, a "
+        "third more arithmetic.",
     )
     init_from: str | None = Field(
         None,
-        description="open_clip model and tag to start from, such as ViT-B-16/openai, or model and file of "
-        "weights, or local-dir:FOLDER; null starts at random",
+        description="Weights to start from: model and tag of open_clip, such as ViT-B-16/openai, or model and file of "
+        "weights, or local-dir:FOLDER; null starts at random.",
     )
-    image_mean: tuple[float, float, float] = Field(CLIP_MEAN, description="channel means of images in [0, 1]")
+    image_mean: tuple[float, float, float] = Field(
+        CLIP_MEAN,
+        description="Means of red, green and blue that are subtracted from pixels in [0, 1]; CLIP's.",
+    )
     image_std: tuple[float, float, float] = Field(
-        CLIP_STD, description="channel deviations of images in [0, 1]"
+        CLIP_STD, description="Standard deviations of red, green and blue that they are divided by; CLIP's."
     )
 
     @property

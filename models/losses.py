@@ -20,14 +20,25 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    contrastive: float = Field(1.0, ge=0, description="Weight of the image-text contrastive loss.")
+    contrastive: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the contrastive loss, which tells an image's caption from all others of the batch.",
+    )
     superpixel_kl: float = Field(
         1.0,
         ge=0,
-        description="Weight of the superpixel KL. The loss itself is small, about 0.01: raise it to be felt.",
+        description="Weight of the KL divergence that pulls the patches of a superpixel to one center. The loss itself "
+        "is small, about 0.01: raise it to be felt.",
     )
-    reconstruction: float = Field(1.0, ge=0, description="Weight of the masked reconstruction of pixels.")
-    text_reconstruction: float = Field(0.0, ge=0, description="Weight of the masked reconstruction of words.")
+    reconstruction: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the squared error of the pixels of hidden patches, reconstructed from centers.",
+    )
+    text_reconstruction: float = Field(
+        0.0, ge=0, description="Weight of the reconstruction of hidden words (model.text_reconstruction)."
+    )
     skip_false_negatives: bool = Field(
         False,
         description="Leave a pair of an image and another image's text out of the negatives when the image's own "

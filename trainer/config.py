@@ -46,7 +46,9 @@ class TrainConfig(BaseModel):
 
     steps: int = Field(gt=0, description="Optimiser steps of the whole run; the schedule ends here.")
     global_batch: int = Field(
-        gt=1, description="Samples a step, over all ranks; every one is everyone's negative."
+        gt=1,
+        description="Samples of a step, of all ranks (training processes) together: each image is told from "
+        "the captions of all others. What is trained, whatever the number of ranks.",
     )
     micro_batch: int | None = Field(
         None,
@@ -105,7 +107,8 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str | None = Field(
-        None, description="Name of a data set; null skips the evaluation after training."
+        None,
+        description="Name of a data set, as segclip-eval takes it; null skips the evaluation after training.",
     )
     data_root: str | None = Field(None, description="Folder of that data set.")
     protocol: str = Field("segclip", description="Name or path of a protocol file.")
@@ -118,7 +121,7 @@ class EvaluationConfig(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A whole run. Each section is documented where the component it configures lives."""
+    """A whole run: three values and the sections below."""
 
     # Values may be secrets that stand where they should not.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -127,7 +130,12 @@ class RunConfig(BaseModel):
     run_dir: str = Field(
         min_length=1, description="Folder of this run: config, checkpoints, export, MLflow store."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Keys every random choice of the run.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Number that every random choice of the run follows from: same seed, settings and data, same run.",
+    )
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()

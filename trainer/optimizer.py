@@ -50,11 +50,13 @@ class DecayByPart(BaseModel):
 
     pretrained: float | None = Field(None, ge=0, description="Weights that come from CLIP.")
     text_embeddings: float | None = Field(None, ge=0, description="Embeddings of words and their positions.")
-    new: float | None = Field(None, ge=0, description="New modules and the blocks after the aggregation.")
+    new: float | None = Field(
+        None, ge=0, description="What does not come from CLIP, and the blocks on centers."
+    )
 
 
 class OptimizerConfig(BaseModel):
-    """The optimiser and its groups."""
+    """The optimiser, and how fast which part of the network learns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,13 +73,14 @@ class OptimizerConfig(BaseModel):
     )
 
     lr: float = Field(
-        gt=0, description="Learning rate of new modules and of the blocks after the aggregation."
+        gt=0,
+        description="Highest learning rate of what does not come from CLIP and of the blocks on centers.",
     )
     lower_lr: float | None = Field(
-        None, gt=0, description="Rate of weights that come from CLIP; null takes lr."
+        None, gt=0, description="Rate of weights that come from CLIP, below the centers; null takes lr."
     )
     lower_text_lr: float | None = Field(
-        None, gt=0, description="Rate of the text embeddings; null takes lower_lr."
+        None, gt=0, description="Rate of the embeddings of words and of their positions; null takes lower_lr."
     )
     layer_decay: float = Field(
         1.0,
@@ -87,7 +90,11 @@ class OptimizerConfig(BaseModel):
         "layer_decay^(n - k) of its rate (k from 0), what stands below the blocks at layer_decay^(n + 1). New modules, "
         "the last norms and the projections keep their rate. 1 is the original.",
     )
-    weight_decay: float = Field(0.05, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(
+        0.05,
+        ge=0,
+        description="Share of each weight, times the rate, by which it shrinks at a step (decoupled weight decay).",
+    )
     weight_decay_by_part: DecayByPart = Field(
         DecayByPart(), description="Weight decay of each part, where it shall not be weight_decay."
     )
@@ -95,8 +102,15 @@ class OptimizerConfig(BaseModel):
         "usual",
         description="original: all but biases decay; usual: nor do norms, embeddings and the temperature.",
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="Decay of the running moments.")
-    eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.98),
+        description="How much of the running means of the gradient and of its square a step keeps.",
+    )
+    eps: float = Field(
+        1e-6,
+        gt=0,
+        description="Added to what a step is divided by, the root of the mean square, so that it is never zero.",
+    )
     frozen: tuple[str, ...] = Field(
         (), description="Parameters that stay as they start, by name or prefix of a name."
     )

@@ -13,7 +13,7 @@ Kind = Literal["cosine", "linear", "constant", "wsd"]
 
 
 class ScheduleConfig(BaseModel):
-    """Warm-up, then decay."""
+    """How the learning rates rise and fall over the run: each is its setting in ``optimizer`` times a factor."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,8 +24,10 @@ class ScheduleConfig(BaseModel):
         "from any checkpoint of its stable part.",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the run in which the rate rises linearly.")
-    start: float = Field(0.0, ge=0, le=1, description="Factor at the first step of the warm-up.")
-    end: float = Field(0.0, ge=0, le=1, description="Factor at the end of a cosine or of wsd.")
+    start: float = Field(
+        0.0, ge=0, le=1, description="Factor on the learning rates where the warm-up begins."
+    )
+    end: float = Field(0.0, ge=0, le=1, description="Factor on them at the end of a cosine or of wsd.")
     decay: float = Field(0.2, gt=0, le=1, description="Share of the run in which wsd goes down, at its end.")
 
     @model_validator(mode="after")

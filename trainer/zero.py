@@ -19,7 +19,7 @@ STAGE_3_ONLY = ("gather_ahead_elements", "keep_below_elements", "live_elements")
 
 
 class ZeroConfig(BaseModel):
-    """What each rank keeps, and what it sends when.
+    """DeepSpeed's ZeRO: what each rank (a training process, one a GPU) keeps, and what it sends when.
 
     Stage 1 shares the optimiser's state out over the ranks, 2 also the gradients, 3 also the parameters. Whatever a
     stage shares out, the numbers of the training stay the same.

@@ -12,11 +12,17 @@ class StoreConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    connections: int = Field(default=8, ge=1, description="Ranges each worker reads at a time.")
+    connections: int = Field(
+        default=8, ge=1, description="Ranges (parts of a shard) that each worker reads at a time."
+    )
     range_mib: int = Field(default=8, ge=1, description="Largest size of a range in MiB.")
-    connect_seconds: float = Field(default=5.0, gt=0, description="Longest wait for a connection.")
+    connect_seconds: float = Field(
+        default=5.0, gt=0, description="Longest wait for a connection, in seconds."
+    )
     stall_seconds: float = Field(
-        default=10.0, gt=0, description="Longest wait for the first byte, and from one to the next."
+        default=10.0,
+        gt=0,
+        description="Longest wait for the first byte, and from one to the next, in seconds.",
     )
     min_rate_kib: int = Field(
         default=256,
@@ -27,7 +33,9 @@ class StoreConfig(BaseModel):
         default=20, ge=0, description="Attempts of a range that may fail in a row, after the first."
     )
     retry_seconds: float = Field(
-        default=180.0, gt=0, description="No attempt begins later than this after the last progress."
+        default=180.0,
+        gt=0,
+        description="No attempt begins later than so many seconds after the last byte that came.",
     )
     prefetch_mib: int = Field(
         default=1024,

@@ -52,20 +52,21 @@ def tables(outermost: type[BaseModel]) -> str:
         for key, field in model.model_fields.items():
             inner, place = _section_of(field.annotation)
             dotted = f"{name}.{key}".lstrip(".")
+            said = _cell(field.description or "")
             if inner is None:
-                cells = (f"`{key}`", _type(field), _default(field), _cell(field.description or ""))
+                cells = (f"`{key}`", _type(field), _default(field), said)
             else:
                 default = "required" if field.is_required() else "as there"
-                kind = KINDS[place]
-                cells = (
-                    f"`{key}`",
-                    kind,
-                    default,
-                    f"{_cell(field.description or '')} [{dotted}](#{_anchor(dotted)})",
-                )
+                link = f"[{dotted}](#{_anchor(dotted)})"
+                cells = (f"`{key}`", KINDS[place], default, f"{said or _opening(inner)} {link}")
             parts.append("| " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _opening(model: type[BaseModel]) -> str:
+    """First sentence of what a class says of itself."""
+    return _cell((model.__doc__ or "").replace("``", "`").split(".\n")[0].split(". ")[0].rstrip(".") + ".")
 
 
 def _anchor(name: str) -> str:
