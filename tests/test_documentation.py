@@ -321,7 +321,7 @@ def test_the_map_names_files_that_exist() -> None:
 @cache
 def messages() -> list[str]:
     """All texts of the programs, with ``…`` where they put something in."""
-    texts = []
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "install.sh")]
     for folder in ("data_pipelines", "kernels", "models", "eval", "trainer", "src"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
