@@ -31,6 +31,8 @@ __all__ = [
     "with_figures",
 ]
 
+# Columns that the whole table needs so that its words are not cut.
+WIDE = 120
 # Around the README's table.
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -94,13 +96,16 @@ def shown(figure: Figure | None) -> str:
 
 
 def print_promises(title: str, figures: Mapping[str, Figure], console: Console | None = None) -> None:
-    """All promises with what was measured, as a table."""
+    """All promises with what was measured, as a table; in a narrow terminal without what measured them."""
+    console = console or Console()
+    wide = console.width >= WIDE
     table = Table(title=title, title_justify="left")
     table.add_column("subject", no_wrap=True)
     table.add_column("figure", overflow="fold")
     for column in ("value", "target", "holds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("measured by, beside", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=wide or column == "holds")
+    if wide:
+        table.add_column("measured by, beside", overflow="fold")
     before = ""
     for promise in PROMISES:
         figure = found(promise, figures)
@@ -110,10 +115,12 @@ def print_promises(title: str, figures: Mapping[str, Figure], console: Console |
         beside = lack if figure is None else "; ".join(filter(None, (promise.command, figure.beside)))
         table.add_row(
             "" if promise.subject == before else promise.subject,
-            promise.says, shown(figure), promise.target, state(figure), beside,
+            promise.says, shown(figure), promise.target, state(figure), *([beside] if wide else []),
         )  # fmt: skip
         before = promise.subject
-    (console or Console()).print(table)
+    console.print(table)
+    if not wide:
+        console.print(f"A terminal of {WIDE} columns or more shows what measured each, too.")
 
 
 def readme_table() -> str:

@@ -43,6 +43,13 @@ def test_the_table_has_every_promise() -> None:
     assert "NO" in text  # misses are shown, and there are some
 
 
+def test_in_a_narrow_terminal_words_stay_whole() -> None:
+    written = io.StringIO()
+    print_promises("promised", committed_figures(), Console(file=written, width=80))
+    words = {word for promise in PROMISES for word in promise.says.split()}
+    assert words <= set(written.getvalue().split())
+
+
 def test_results_of_one_script_in_several_files_are_one() -> None:
     assert "data: end to end, files: ratio" in committed_figures()
     assert "data: raw reading: ours / fastest other" in committed_figures()
