@@ -87,7 +87,7 @@ def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 def _type(field: FieldInfo) -> str:
     text = _name(field.annotation)
     bounds = [
-        f"{sign} {getattr(each, kind.__name__.lower())}"
+        f"{sign} {_bound(getattr(each, kind.__name__.lower()))}"
         for each in field.metadata
         for kind, sign in BOUNDS.items()
         if isinstance(each, kind)
@@ -95,6 +95,12 @@ def _type(field: FieldInfo) -> str:
     if any(isinstance(each, MinLen) for each in field.metadata):
         bounds.append("not empty")
     return text + (", " + ", ".join(bounds) if bounds else "")
+
+
+def _bound(value: float) -> str:
+    """As people write it: 2^63 rather than nineteen digits."""
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if power > 31 and value == 2**power else str(value)
 
 
 def _name(annotation: Any) -> str:
