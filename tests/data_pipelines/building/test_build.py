@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from segclip.data_pipelines.label_maps import decode_label_map
 from segclip.data_pipelines.manifest import read_manifest
 from segclip.data_pipelines.pictures import decode_picture
 from segclip.data_pipelines.shard_writer import pack
+from segclip.data_pipelines.storage import store as store_module
+from segclip.data_pipelines.storage.config import StoreConfig
 from segclip.data_pipelines.storage.s3_server import s3_server
 from segclip.data_pipelines.storage.store import open_store, upload
 from segclip.data_pipelines.superpixels import SuperpixelMethod
@@ -355,5 +358,7 @@ def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         missing = open_source([f"{server.url}/tars/{{00000..00002}}.tar"], per_shard=2)
         with pytest.raises(ValueError, match=r"tars/00002.tar does not exist"):
             build_set(str(tmp_path / "third"), missing, OPTIONS)
+    # As a user's settings, but for the three minutes for which a server may be away.
+    monkeypatch.setattr(store_module, "StoreConfig", partial(StoreConfig, retries=2, retry_seconds=5))
     with pytest.raises(ValueError, match="cannot be reached"):
         build_set(str(tmp_path / "fourth"), beside, OPTIONS)
