@@ -183,17 +183,13 @@ def _make_bucket(url: str) -> None:
 def _wait_for_storage(url: str, log: Path) -> None:
     """Return once a file can be written and read: the volumes report to their master some time after the endpoint
     answers, and until then everything stored before seems to be broken."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    content = b"ready" * 1000
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(url, b"ready" * 1000, method="PUT"), timeout=5
-            ):
-                pass
-            with opener.open(url, timeout=5) as answer:
-                if answer.read() == b"ready" * 1000:
-                    return
+            _request("PUT", url, content)
+            if _request("GET", url) == content:
+                return
         except (OSError, TimeoutError):
             pass  # not yet
         if time.monotonic() > deadline:
@@ -203,11 +199,11 @@ def _wait_for_storage(url: str, log: Path) -> None:
         time.sleep(0.2)
 
 
-def _request(method: str, url: str) -> None:
-    """An HTTP request that no proxy sees."""
+def _request(method: str, url: str, content: bytes | None = None) -> bytes:
+    """The answer to an HTTP request that no proxy sees."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, method=method), timeout=5):
-        pass
+    with opener.open(urllib.request.Request(url, content, method=method), timeout=5) as answer:
+        return bytes(answer.read())
 
 
 def _last_line(log: Path) -> str:

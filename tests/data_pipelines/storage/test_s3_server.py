@@ -22,6 +22,7 @@ from segclip.data_pipelines.verify import verify_set
 def test_shards_are_written_verified_and_streamed_over_s3(
     tmp_path: Path, scene_set: Path, config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens: no proxy is asked
     with s3_server(tmp_path / "s3", bucket="bucket") as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
