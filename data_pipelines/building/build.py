@@ -20,9 +20,9 @@ from segclip.data_pipelines.building.records import (
     write_plan,
     write_record,
 )
-from segclip.data_pipelines.building.source import RefusedError, Rejected, Source, Unit, opened
+from segclip.data_pipelines.building.source import Raw, RefusedError, Rejected, Source, Unit, opened
 from segclip.data_pipelines.manifest import ShardEntry, describe
-from segclip.data_pipelines.shard_writer import pack
+from segclip.data_pipelines.shard_writer import Sample, pack
 from segclip.data_pipelines.storage.store import Store, open_store
 from segclip.data_pipelines.storage.urls import normalise_url
 from segclip.data_pipelines.tar import LONGEST_NAME
@@ -172,35 +172,15 @@ def _build_unit(task: _Task, tick: Tick) -> UnitRecord:
     """Read a unit and write its shards: equal cuts of at most ``per_shard`` records."""
     records, found = task.unit.read()
     pieces = max(1, -(-records // task.options.per_shard))
-    preparer = Preparer(task.options)
-    seen: dict[bytes, str] = {}
+    taker = _Taker(task.options)
     shards: list[ShardEntry] = []
-    rejected: list[RejectedFile] = []
-    pictures: list[str] = []
     for piece in range(pieces):
-        samples: list[tuple[str, dict[str, bytes]]] = []
+        samples: list[Sample] = []
         size = (piece + 1) * records // pieces - piece * records // pieces
         for raw in islice(found, size):
             tick()
-            if isinstance(raw, Rejected):
-                rejected.append(_rejected(raw.origin, raw.cause, raw.detail))
-                continue
-            try:
-                members, digest = preparer.members(raw)
-            except RefusedError as error:
-                rejected.append(_rejected(raw.origin, error.cause, str(error)))
-                continue
-            if (longest := max(len(f"{raw.key}.{each}".encode()) for each in members)) > LONGEST_NAME:
-                detail = f"its key is too long: a member's name has {longest} bytes, more than {LONGEST_NAME}"
-                rejected.append(_rejected(raw.origin, "key too long", detail))
-                continue
-            if task.options.unique:
-                if seen.setdefault(digest, raw.file) != raw.file:
-                    detail = f"its picture is the same as {seen[digest]}"
-                    rejected.append(_rejected(raw.origin, "duplicate picture", detail))
-                    continue
-                pictures.append((digest[:16] + hashlib.sha256(_plain(raw.file).encode()).digest()[:8]).hex())
-            samples.append((raw.key, members))
+            if (sample := taker.take(raw)) is not None:
+                samples.append(sample)
         if not samples:
             continue
         content, count = pack(samples)
@@ -213,14 +193,44 @@ def _build_unit(task: _Task, tick: Tick) -> UnitRecord:
         unit=task.number,
         read=records,
         shards=tuple(shards),
-        rejected=tuple(rejected),
-        changes=dict(sorted(preparer.changes.items())),
-        pictures="".join(pictures),
+        rejected=tuple(taker.rejected),
+        changes=dict(sorted(taker.changes.items())),
+        pictures="".join(taker.pictures),
     )
 
 
-def _rejected(origin: str, cause: str, detail: str) -> RejectedFile:
-    return RejectedFile(origin=_plain(origin), cause=cause, detail=_plain(detail)[:LONGEST_DETAIL])
+class _Taker:
+    """Takes the records of a unit that are fit for training, and notes the others (see ``UnitRecord``)."""
+
+    def __init__(self, options: Options) -> None:
+        self._preparer = Preparer(options)
+        self._unique = options.unique
+        self._seen: dict[bytes, str] = {}
+        self.changes = self._preparer.changes
+        self.rejected: list[RejectedFile] = []
+        self.pictures: list[str] = []
+
+    def take(self, raw: Raw | Rejected) -> Sample | None:
+        """A sample ready for a shard; None if it is rejected."""
+        try:
+            if isinstance(raw, Rejected):
+                raise RefusedError(raw.cause, raw.detail)
+            return raw.key, self._members(raw)
+        except RefusedError as error:
+            detail = _plain(str(error))[:LONGEST_DETAIL]
+            self.rejected.append(RejectedFile(origin=_plain(raw.origin), cause=error.cause, detail=detail))
+            return None
+
+    def _members(self, raw: Raw) -> dict[str, bytes]:
+        members, digest = self._preparer.members(raw)
+        if (longest := max(len(f"{raw.key}.{each}".encode()) for each in members)) > LONGEST_NAME:
+            detail = f"its key is too long: a member's name has {longest} bytes, more than {LONGEST_NAME}"
+            raise RefusedError("key too long", detail)
+        if self._unique:
+            if self._seen.setdefault(digest, raw.file) != raw.file:
+                raise RefusedError("duplicate picture", f"its picture is the same as {self._seen[digest]}")
+            self.pictures.append((digest[:16] + hashlib.sha256(_plain(raw.file).encode()).digest()[:8]).hex())
+        return members
 
 
 def _plain(text: str) -> str:
