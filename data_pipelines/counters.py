@@ -29,8 +29,3 @@ class Counters:
             taken = dict(self._numbers)
             self._numbers.clear()
         return taken
-
-    def total(self) -> dict[str, int]:
-        """What was counted since the last ``take``, kept."""
-        with self._lock:
-            return dict(self._numbers)

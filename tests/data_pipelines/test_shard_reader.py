@@ -88,7 +88,7 @@ def test_the_cache_saves_the_way_to_the_store(server: FaultyServer, tmp_path: Pa
     for _ in range(3):
         shard = reader(server.url, counters, cache_dir=str(tmp_path / "cache")).read(ENTRY)
         assert bytes(shard.content) == CONTENT
-    assert counters.total() == {"cache/misses": 1, "cache/hits": 2, "store/bytes": len(CONTENT)}
+    assert counters.take() == {"cache/misses": 1, "cache/hits": 2, "store/bytes": len(CONTENT)}
     # What is wrong on the way in is not kept, though the run may be content without sums.
     server.content["/x.tar"] = CONTENT.replace(b"jjj", b"jxj")
     careless = ShardReader(
@@ -104,5 +104,5 @@ def test_local_files_are_not_cached(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(CONTENT)
     counters = Counters()
     reader(tmp_path, counters, cache_dir=str(tmp_path / "cache")).read(ENTRY)
-    assert counters.total() == {"store/bytes": len(CONTENT)}
+    assert counters.take() == {"store/bytes": len(CONTENT)}
     assert not (tmp_path / "cache").exists()

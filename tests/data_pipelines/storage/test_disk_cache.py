@@ -50,7 +50,7 @@ def test_what_was_fetched_once_comes_from_the_disk(tmp_path: Path) -> None:
         cache = DiskCache(tmp_path / "cache", 10 * SIZE, counters)
         assert [source.get(cache, n) for n in (0, 1, 0)] == [BODIES[0], BODIES[1], BODIES[0]]
     assert source.fetched == [0, 1]
-    assert counters.total() == {"cache/misses": 2, "cache/hits": 4}
+    assert counters.take() == {"cache/misses": 2, "cache/hits": 4}
     assert not list((tmp_path / "cache" / "partial").iterdir())
 
 
@@ -110,7 +110,7 @@ def test_many_at_once_fetch_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(get, caches)) == [BODIES[0]] * 8
     assert fetched == [1]
-    assert counters.total() == {"cache/misses": 1, "cache/hits": 7}
+    assert counters.take() == {"cache/misses": 1, "cache/hits": 7}
 
 
 def test_an_error_of_fetching_is_passed_on_and_leaves_nothing(tmp_path: Path) -> None:

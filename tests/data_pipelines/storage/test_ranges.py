@@ -56,7 +56,7 @@ def test_ranges_are_put_together_in_order(server: FaultyServer, size: int | None
     # Of known length, three ranges of at most a MiB; otherwise one of a MiB, which tells the length, and two.
     ends = [0, 873_814, 1_747_628, len(BODY)] if size else [0, MIB, 7 * MIB // 4, len(BODY)]
     assert asked == list(itertools.pairwise(ends))
-    assert store.counters.total() == {"store/bytes": len(BODY)}
+    assert store.counters.take() == {"store/bytes": len(BODY)}
 
 
 def test_all_connections_have_as_much_to_read(server: FaultyServer) -> None:
@@ -96,7 +96,7 @@ def test_a_fault_is_retried_and_counted(server: FaultyServer, fault: Fault, caus
     begin = time.monotonic()
     assert store.get("x.tar", len(BODY)) == BODY
     assert time.monotonic() - begin < 4
-    counted = store.counters.total()
+    counted = store.counters.take()
     assert counted.pop("store/bytes") >= len(BODY)
     assert counted == {f"store/retries/{cause}": 1}
 

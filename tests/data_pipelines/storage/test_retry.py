@@ -63,7 +63,7 @@ def test_progress_starts_the_count_anew() -> None:
         trying.failed(OSError("a"), "connection")
         trying.failed(OSError("b"), "timeout")
         trying.progress()
-    assert counters.total() == {"store/retries/connection": 3, "store/retries/timeout": 3}
+    assert counters.take() == {"store/retries/connection": 3, "store/retries/timeout": 3}
     trying.failed(OSError("c"), "connection")
     trying.failed(OSError("d"), "connection")
     with pytest.raises(OSError, match="e"):
