@@ -44,6 +44,13 @@ CONFIGS = [
 
 
 @triton.jit
+def _assignment(hard, g, l, G, L, hard_g, hard_l):
+    """A tile of the assignment in float32, zero outside."""
+    inside_GL = (g < G)[:, None] & (l < L)[None, :]
+    return tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=inside_GL, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _log_softmax(x_GL, valid_G1):
     # Finite: padding centers get the probability zero, and their differences are zero and not NaN.
     x_GL = tl.where(valid_G1, x_GL, -1e30)
@@ -63,21 +70,16 @@ def _forward(
     g = tl.arange(0, BLOCK_G).to(tl.int64)
     l = tl.program_id(1).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
     valid_G1 = (g < G)[:, None]
-    valid_GL = valid_G1 & (l < L)[None, :]
     hard += b * hard_b
     ids += b * ids_b
-    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(
-        tl.float32
-    )
+    hard_GL = _assignment(hard, g, l, G, L, hard_g, hard_l)
     id_L = tl.load(ids + l * ids_l, mask=l < L, other=0)
 
     sum_GL = tl.zeros([BLOCK_G, BLOCK_L], tl.float32)
     count_L = tl.zeros([BLOCK_L], tl.float32)
     for start in range(0, L, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J).to(tl.int64)
-        hard_GJ = tl.load(
-            hard + g[:, None] * hard_g + j[None, :] * hard_l, mask=valid_G1 & (j < L)[None, :], other=0.0
-        ).to(tl.float32)
+        hard_GJ = _assignment(hard, g, j, G, L, hard_g, hard_l)
         id_J = tl.load(ids + j * ids_l, mask=j < L, other=0)
         same_JL = ((id_J[:, None] == id_L[None, :]) & (j < L)[:, None]).to(tl.float32)
         sum_GL = dot_exact(hard_GJ, same_JL.to(tl.bfloat16), sum_GL)
@@ -105,9 +107,7 @@ def _backward(
     valid_GL = valid_G1 & (l < L)[None, :]
     hard += b * hard_b
     ids += b * ids_b
-    hard_GL = tl.load(hard + g[:, None] * hard_g + l[None, :] * hard_l, mask=valid_GL, other=0.0).to(
-        tl.float32
-    )
+    hard_GL = _assignment(hard, g, l, G, L, hard_g, hard_l)
     id_L = tl.load(ids + l * ids_l, mask=l < L, other=0)
 
     mean_h_GL = tl.zeros([BLOCK_G, BLOCK_L], tl.float32)
@@ -116,9 +116,7 @@ def _backward(
     count_L = tl.zeros([BLOCK_L], tl.float32)
     for start in range(0, L, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J).to(tl.int64)
-        hard_GJ = tl.load(
-            hard + g[:, None] * hard_g + j[None, :] * hard_l, mask=valid_G1 & (j < L)[None, :], other=0.0
-        ).to(tl.float32)
+        hard_GJ = _assignment(hard, g, j, G, L, hard_g, hard_l)
         id_J = tl.load(ids + j * ids_l, mask=j < L, other=0)
         same_JL = ((id_J[:, None] == id_L[None, :]) & (j < L)[:, None]).to(tl.float32)
         log_p_GJ = _log_softmax(hard_GJ, valid_G1)
