@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.gpu_kernels import MORE_BYTES
 from benchmarks.kernel_cases import MAKERS, Case, forward_backward
-from benchmarks.report import ROOT, Figure, arguments, print_figures, write_report
+from benchmarks.report import ROOT, Figure, arguments, leave_out, print_figures, write_report
 
 METRIC = "dram__bytes.sum"
 
@@ -33,13 +33,13 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("error: no GPU here, so there is nothing to measure")
+        leave_out("there is no GPU", given.json)
     if given.case:
         run_once(given.case)
         return
     ncu = shutil.which("ncu")
     if ncu is None:
-        sys.exit("error: ncu, NVIDIA's Nsight Compute, is not on the PATH")
+        leave_out("ncu, NVIDIA's Nsight Compute, is not on the PATH", given.json)
     least = {case.name: case.least_bytes for case in cases(given.quick) if given.only in case.name}
     torch.cuda.empty_cache()
     figures = {}
