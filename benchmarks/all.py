@@ -16,26 +16,11 @@ from pathlib import Path
 from benchmarks.promised import committed_figures, print_promises
 from benchmarks.report import LEFT_OUT, ROOT, Figure, arguments, print_figures, write_json
 
-HELPERS = {
-    "__init__",
-    "all",
-    "data_cases",
-    "kernel_cases",
-    "own_process",
-    "photo_sets",
-    "plain_eval",
-    "plain_stack",
-    "promised",
-    "report",
-    "s3_clients",
-    "shaping_proxy",
-    "training_case",
-}
-
 
 def scripts() -> list[str]:
-    """Names of all benchmarks."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
+    """Names of all benchmarks: files beside this one that have a ``main``; the others serve them."""
+    files = (path for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
+    return sorted(path.stem for path in files if "\ndef main(" in path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
