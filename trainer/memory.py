@@ -38,7 +38,7 @@ buffers come on top, and so do the temporary tensors of single operations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -120,7 +120,7 @@ def predict(config: RunConfig, world_size: int, precision: str, device: str) -> 
     several = samples < config.train.global_batch // world_size
     state = state_bytes(config.zero, counts, world_size, precision, several)
     activations = activation_bytes(config.model, config.data.words, samples, precision, device, counts.scaled)
-    return CardMemory(**{**state.__dict__, "activations": activations})
+    return replace(state, activations=activations)
 
 
 def micro_batch(config: RunConfig, world_size: int) -> int:
