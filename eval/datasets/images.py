@@ -64,7 +64,7 @@ def _brief(error: BaseException) -> str:
 def to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] of any Pillow image: transparency over white, 16-bit grey scaled to 8 bits."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
         top = 65535.0 if values.size and values.max() > 255 else 255.0
         picture = Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

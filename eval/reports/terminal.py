@@ -68,10 +68,11 @@ def summary_line(result: Result) -> str:
     if result.intervals is not None:
         bounds = result.intervals.miou
         spread = f" ({100 * result.intervals.level:g} %: {bounds.low:.4f} to {bounds.high:.4f})"
+    speed = result.images_per_second
     skipped = f", {len(result.skipped)} images could not be read" if result.skipped else ""
     return (
         f"mIoU {result.miou:.4f}{spread}, pixel accuracy {result.accuracy:.4f} over {result.images} images "
-        f"({result.images_per_second:.0f} images/s on {result.device}{skipped})"
+        f"({speed:.{0 if speed >= 10 else 1}f} images/s on {result.device}{skipped})"
     )
 
 

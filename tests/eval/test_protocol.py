@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from segclip.eval.protocol import DatasetRule, load_protocol, protocol_names
+from segclip.eval.windows import resized_size
 
 VIT_B16 = SimpleNamespace(image_size=224, patch_size=16)
 TOY = SimpleNamespace(image_size=48, patch_size=6)
@@ -24,6 +25,16 @@ def test_shipped_protocols_load_and_carry_their_own_name() -> None:
     assert set(protocol_names()) >= {"segclip", "scenes", "photo"}
     for name in protocol_names():
         assert load_protocol(name).name == name
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_lines_of_pixels_stay_within_bounds(name) -> None:
+    """Without a bound on the long side, a picture of 4,000 x 1 would take minutes and gigabytes."""
+    protocol = load_protocol(name)
+    for dataset in (None, *protocol.datasets):
+        sizes = protocol.geometry(TOY if name == "scenes" else VIT_B16, dataset)
+        height, width = resized_size(1, 4000, sizes.short_side, sizes.long_side_max)
+        assert height * width < 20_000
 
 
 def test_segclip_is_the_originals() -> None:

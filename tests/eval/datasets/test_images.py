@@ -59,6 +59,12 @@ def test_modes_become_rgb(tmp_path) -> None:
     assert (read_image(tmp_path / "through.png") == 255).all()
 
 
+def test_pixels_that_are_no_number_are_black(tmp_path) -> None:
+    values = np.array([[np.nan, 200.0], [np.inf, -np.inf]], np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert read_image(tmp_path / "x.tif")[..., 0].tolist() == [[0, 0], [255, 0]]
+
+
 def test_upright_follows_exif_only_when_asked(tmp_path) -> None:
     picture = Image.fromarray(np.zeros((4, 6, 3), np.uint8))
     exif = picture.getexif()
