@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ALLOWED", "check_pickles"]
+__all__ = ["ALLOWED", "check_pickles", "write_stages_by_value"]
 
 # Plain data of DeepSpeed, as found in its checkpoints at stages 0 to 3 in fp32, bf16 and fp16.
 ALLOWED = frozenset(
@@ -52,6 +52,16 @@ def check_pickles(folder: str | Path) -> None:
                 f"checkpoint file {path} names {', '.join(strange)}, which could run code when it is loaded, so it is "
                 f"not; {_REMEDY}"
             )
+
+
+def write_stages_by_value() -> None:
+    """Let this process write DeepSpeed's ZeRO stages so that ``check_pickles`` takes them, whatever its Python.
+
+    Python 3.11.0 to 3.11.3 pickle a member of an Enum as ``getattr(class, name)``, and no file may name ``getattr``.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    ZeroStageEnum.__reduce_ex__ = lambda stage, protocol: (type(stage), (stage.value,))
 
 
 _REMEDY = "use a checkpoint that you trust; to train anew, give another run_dir"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segclip.models.safe_pickles import write_stages_by_value
 from segclip.models.segclip import SegCLIP
 from segclip.trainer.config import RunConfig
 from segclip.trainer.distributed import Ranks
@@ -38,6 +39,7 @@ def build_engine(config: RunConfig, ranks: Ranks, resuming: bool = False, other_
 
     # Its own messages are about itself; errors still come through.
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    write_stages_by_value()
     local_batch, _ = batch_sizes(config.train.global_batch, ranks.world_size, config.train.micro_batch)
     precision = resolve_precision(config.train.precision, ranks.device)
     # What auto has become may not go with the rest.

@@ -14,7 +14,7 @@ from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from segclip.models.safe_pickles import ALLOWED, check_pickles
+from segclip.models.safe_pickles import ALLOWED, check_pickles, write_stages_by_value
 
 FP16 = {
     "init_scale": 4,
@@ -26,6 +26,7 @@ FP16 = {
 
 
 def test_what_deepspeed_writes_passes(tmp_path: Path) -> None:
+    write_stages_by_value()
     content = {
         "loss_scaler": [
             CreateLossScaler(torch.float16, 1.0, True, FP16),
@@ -42,6 +43,17 @@ def test_what_deepspeed_writes_passes(tmp_path: Path) -> None:
     check_pickles(tmp_path)
     # Every entry of the list is there for something.
     assert set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) == ALLOWED
+
+
+def test_stages_are_written_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Python 3.11.2 has it, which Debian 12 brings.
+    by_name = lambda stage, protocol: (getattr, (type(stage), stage.name))  # noqa: E731
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
+    assert b"getattr" in pickle.dumps(ZeroStageEnum.gradients)
+    write_stages_by_value()
+    written = pickle.dumps(ZeroStageEnum.gradients)
+    assert b"getattr" not in written
+    assert pickle.loads(written) is ZeroStageEnum.gradients
 
 
 class Evil:
