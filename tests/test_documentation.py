@@ -18,19 +18,11 @@ import yaml
 from benchmarks.promised import PROMISES, committed_figures, found, with_figures
 from docs.make.command_lines import parsers, subparsers
 from docs.make.tiling import DRAWINGS
-<<<<<<< HEAD
 from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_voc
 from segclip.eval.datasets.folder_sets import load_folder_set
 from segclip.eval.protocol import load_protocol
 from segclip.eval.vocabulary import load_vocabulary
 from segclip.models.export_folder import export
-=======
-from segclip.data_pipelines.scene_sets import SceneSet, write_scene_voc
-from segclip.eval.datasets.folder_sets import load_folder_set
-from segclip.eval.protocol import load_protocol
-from segclip.eval.vocabulary import load_vocabulary
-from segclip.models.checkpoint import export
->>>>>>> 03c9708 (Documentation test: YAML blocks go through the loaders of their kind)
 from segclip.trainer.config import RunConfig, load_run_config
 
 ROOT = Path(__file__).parents[1]

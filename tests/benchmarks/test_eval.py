@@ -16,7 +16,7 @@ SMALL = {
 def small_network(monkeypatch) -> None:
     """The same patches and windows, far fewer weights; a small picture."""
     monkeypatch.setattr(
-        "segclip.models.segclip_vit_b16", lambda **changes: segclip_vit_b16(**{**SMALL, **changes})
+        "segclip.models.sizes.segclip_vit_b16", lambda **changes: segclip_vit_b16(**{**SMALL, **changes})
     )
     monkeypatch.setattr(benchmark, "LARGE", (300, 500))
     monkeypatch.setattr(benchmark, "BATCH", 2)
