@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from segclip.rendezvous import free_port
+from tests.rank_process import run_rank
 
 __all__ = ["Group", "complete", "start"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preloaded"])
+# A process has one such server for all that it starts. Begun now, before a test of something else begins one that holds
+# less: ranks from that would each import all of it.
+if multiprocessing.parent_process() is None:
+    forkserver.ensure_running()
 
 
 @dataclass
@@ -117,7 +121,7 @@ def start(
     given |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(ranks), **(environment or {})}
     processes = [
         _context.Process(
-            target=_run,
+            target=run_rank,
             args=(
                 str(script),
                 [str(each) for each in arguments],
@@ -143,18 +147,3 @@ def complete(
     done = start(script, *arguments, ranks=ranks, port=port).finish(seconds)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
-
-
-def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:
-    os.setsid()  # descendants are known by their session
-    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    # Those of a forked process go nowhere.
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8")
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")

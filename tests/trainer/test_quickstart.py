@@ -173,6 +173,7 @@ def test_mlflow_holds_the_files(
     assert copy.read_bytes() == (root / written).read_bytes()
 
 
+@pytest.mark.exhaustive  # minutes; that shards are read from S3 is shown by tests/data_pipelines
 def test_the_same_through_an_s3_server(tmp_path: Path) -> None:
     """The shards are read from a real server, which is gone afterwards."""
     port, root = free_port(), tmp_path / "run"

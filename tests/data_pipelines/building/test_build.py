@@ -329,6 +329,8 @@ def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "photos" / "t.csv").write_text(
         "file,caption\n" + "".join(f"{photo(n)[0]},caption {n}\n" for n in range(3))
     )
+    # As a user's settings, but for the three minutes for which a server may be away.
+    monkeypatch.setattr(store_module, "StoreConfig", partial(StoreConfig, retries=2, retry_seconds=5))
     with s3_server(tmp_path / "s3", bucket="bucket") as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -358,7 +360,5 @@ def test_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         missing = open_source([f"{server.url}/tars/{{00000..00002}}.tar"], per_shard=2)
         with pytest.raises(ValueError, match=r"tars/00002.tar does not exist"):
             build_set(str(tmp_path / "third"), missing, OPTIONS)
-    # As a user's settings, but for the three minutes for which a server may be away.
-    monkeypatch.setattr(store_module, "StoreConfig", partial(StoreConfig, retries=2, retry_seconds=5))
     with pytest.raises(ValueError, match="cannot be reached"):
         build_set(str(tmp_path / "fourth"), beside, OPTIONS)
