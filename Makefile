@@ -34,15 +34,15 @@ quickstart: $(VENV)/.installed
 
 ## test         the whole test suite
 test: $(VENV)/.installed browser
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 ## test-all     every case of the grids of ranks, stages and micro-batches, too: half an hour more
 test-all: $(VENV)/.installed browser
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 ## test-fast    the same without the slow ones (processes, servers)
 test-fast: $(VENV)/.installed browser
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not exhaustive"
 
 ## test-versions  the fast tests with the oldest and the newest releases that setup.py allows
 test-versions:

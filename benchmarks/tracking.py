@@ -9,22 +9,16 @@ two differ by is the noise of the machine.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.mlflow_server import mlflow_server
 from benchmarks.report import Figure, arguments, print_figures, write_report
 from benchmarks.shaping_proxy import shaping_proxy
-from segclip.rendezvous import free_port
 
 SECONDS_A_CALL = 10.0
 RATIO = 1.05
@@ -51,8 +45,8 @@ def main() -> None:
     calls = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        mlflow_server(Path(folder)) as port,
-        shaping_proxy(port, rate=None, first_byte=SECONDS_A_CALL) as slow,
+        mlflow_server(Path(folder)) as address,
+        shaping_proxy(int(address.rpartition(":")[2]), rate=None, first_byte=SECONDS_A_CALL) as slow,
     ):
         config = TrackingConfig(experiment="benchmark", uri=slow, flush_seconds=0.01, system_metrics=False)
         tracker = Tracker(config, Path(folder, "run"), "benchmark")
@@ -105,32 +99,6 @@ def small_step() -> Callable[[], None]:
         optimizer.zero_grad()
 
     return step
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """MLflow's own on the loopback, while the context is open; gives its port."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "files")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        end = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError as error:
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError("the MLflow server does not start") from error
-                time.sleep(0.2)
-        yield port
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 if __name__ == "__main__":

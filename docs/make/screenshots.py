@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from playwright.sync_api import Page, expect
 
+from benchmarks.mlflow_server import mlflow_server
 from segclip.console import UserError, cli
 from segclip.rendezvous import free_port
 from tests.browser import MISSING, open_page, program
@@ -105,18 +106,20 @@ def mlflow_pictures(store: str, run_id: str, folder: Path, *, metric: str, param
     run = client.get_run(run_id)
     drawn = [each.path for each in client.list_artifacts(run_id, "assignments") if each.path.endswith(".png")]
     assert drawn, "the run has no pictures of regions"
-    port = free_port()
-    command = (
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", port, "--workers", 1,
-    )  # fmt: skip
     taken = [folder / f"mlflow-{name}.png" for name in ("overview", "metrics", "regions")]
-    with serving(*command, port=port) as address, open_page(width=1440, height=900) as (page, noted):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        mlflow_server(Path(scratch), store=store) as address,
+        open_page(width=1440, height=900) as (page, noted),
+    ):
         place = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
         page.goto(place)
         expect(page.get_by_text(parameter, exact=True).first).to_be_visible()
         expect(page.get_by_text(run.data.params[parameter], exact=True).first).to_be_visible()
         _plain_screenshot(page, taken[0])
         page.goto(f"{place}/model-metrics")
+        # A training has some fifty metrics; those of one kind fit on a screen.
+        page.get_by_placeholder("Search metric charts").fill(metric.partition("/")[0])
         expect(page.get_by_text(f"({metric})").first).to_be_visible()
         # Each plot is drawn by Plotly, as SVG.
         expect(page.locator(".js-plotly-plot svg .scatterlayer path.js-line").first).to_be_visible()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from segclip.rendezvous import free_port
+from benchmarks.mlflow_server import mlflow_server
 from segclip.trainer import tracking
 from segclip.trainer.tracking import Tracker, TrackingConfig
 from tests.distributed.conftest import SMALL
@@ -20,7 +20,6 @@ from tests.faults.conftest import STEPS, Run
 from tests.faults.data_runs import until
 from tests.faults.faulty_proxy import FaultyProxy, error_status, faulty_proxy, late
 from tests.run_files import metrics
-from tests.trainer.test_tracking import server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 # Of a server that takes ten seconds for a call, a loop that waited for one would show it.
@@ -29,8 +28,7 @@ SLOW = 10.0
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
-    port = free_port()
-    with server(tmp_path_factory.mktemp("mlflow"), port), faulty_proxy(f"http://127.0.0.1:{port}") as running:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address, faulty_proxy(address) as running:
         yield running
 
 

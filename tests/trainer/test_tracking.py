@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from benchmarks.mlflow_server import mlflow_server
 from segclip.rendezvous import free_port
 from segclip.trainer.tracking import Tracker, TrackingConfig, tracking_uri
 
@@ -96,7 +93,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_there(
         tracker.parameters({"batch": 8})
         tracker.metrics({"loss/total": 3.0}, step=1)
         assert not tracker._connected.wait(2)
-        with server(tmp_path, port):
+        with mlflow_server(tmp_path, port):
             assert tracker.wait_for_run_id(120) is not None
             tracker.metrics({"loss/total": 2.0}, step=2)
             until(lambda: tracker._spool.waiting() == 0)
@@ -107,7 +104,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_there(
     assert "MLflow has not taken 3 records within 1 s" in caplog.text
     assert f"segclip-doctor mlflow {tmp_path / 'run'}" in caplog.text
 
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(recipe(config)))
         done = subprocess.run(
             [sys.executable, "-m", "segclip.trainer.doctor_cli", "mlflow", tmp_path / "run"],
@@ -132,40 +129,6 @@ def recipe(config: TrackingConfig) -> dict[str, object]:
     """The quickstart's, recorded there."""
     tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "quickstart.yaml").read_text())
     return {**tree, "tracking": {**config.model_dump(), "flush_seconds": 60.0}}
-
-
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """MLflow's own, in a process of its own."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-            *(
-                "--backend-store-uri",
-                f"sqlite:///{folder}/server.db",
-                "--artifacts-destination",
-                str(folder / "files"),
-            ),
-            *("--workers", "1"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        until(lambda: _answers(port))
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 def until(holds: Callable[[], bool], seconds: float = 180) -> None:
