@@ -118,8 +118,8 @@ def mlflow_pictures(store: str, run_id: str, folder: Path, *, metric: str, param
         expect(page.get_by_text(run.data.params[parameter], exact=True).first).to_be_visible()
         _plain_screenshot(page, taken[0])
         page.goto(f"{place}/model-metrics")
-        # A training has some fifty metrics; those of one kind fit on a screen.
-        page.get_by_placeholder("Search metric charts").fill(metric.partition("/")[0])
+        # A training has some fifty metrics; those of one kind fit on a screen. The field takes regular expressions.
+        page.get_by_placeholder("Search metric charts").fill(f"^{metric.partition('/')[0]}/")
         expect(page.get_by_text(f"({metric})").first).to_be_visible()
         # Each plot is drawn by Plotly, as SVG.
         expect(page.locator(".js-plotly-plot svg .scatterlayer path.js-line").first).to_be_visible()
