@@ -17,7 +17,7 @@ import importlib.metadata as m, platform
 print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in ('torch', 'deepspeed', 'mlflow', 'numpy', 'pydantic')))")"
     # Not all of them may pass, and the other versions are to be seen all the same.
     # shellcheck disable=SC2086
-    "$folder/bin/python" -m pytest -m "not slow and not exhaustive" -n "${JOBS:-2}" --dist loadfile ${TESTS:-tests} ||
+    "$folder/bin/python" -m pytest -m "not slow and not exhaustive" -n "${JOBS:-2}" --dist loadfile --no-loadscope-reorder ${TESTS:-tests} ||
         failed="$failed $resolution"
     "$folder/bin/python" -m mkdocs build --strict --site-dir "$folder/site" || failed="$failed $resolution(docs)"
 done
