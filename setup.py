@@ -72,7 +72,7 @@ setup(
         "slic": ["fast-slic==0.4.0"],
         "dev": [
             "pytest>=8,<10",
-            "pytest-xdist>=3.7,<4",
+            "pytest-xdist>=3.8,<4",
             "hypothesis>=6.100,<7",
             "import-linter>=2,<3",
             "mypy>=1.15,<3",
