@@ -44,13 +44,13 @@ test-all: $(VENV)/.installed browser
 test-fast: $(VENV)/.installed browser
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not exhaustive"
 
-## test-versions  the fast tests with the oldest and the newest releases that setup.py allows
+## test-versions  the fast tests and the documentation with the oldest and the newest releases that setup.py allows
 test-versions:
 	@PYTHON="$(PYTHON)" JOBS="$(JOBS)" sh tests/versions.sh
 
 ## test-faults  what a run survives: kills, damage, full disks, lost stores and servers (docs/faults.md)
 test-faults: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist load tests/faults tests/distributed/test_other_ranks.py tests/distributed/test_skipped_steps.py
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist load tests/faults tests/trainer/test_tracking.py tests/distributed/test_other_ranks.py tests/distributed/test_skipped_steps.py
 
 ## soak         half an hour of random kills; the model must come out as if nothing had happened (MINUTES=30)
 soak: $(VENV)/.installed
@@ -78,7 +78,8 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed
 	python -m benchmarks.all
 
-# On a machine with a GPU: of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone.
+# On a machine with a GPU. Of all packages these need torch, triton, numpy, rich, pytest and hypothesis alone, but for
+# benchmarks.gpu_training, which takes the whole installation.
 ## gpu          all that is to be shown on a GPU: gpu-test, bench-gpu, gpu-bytes, gpu-sanitize
 gpu: gpu-test bench-gpu gpu-bytes gpu-sanitize
 # They measure one card: never at the same time.

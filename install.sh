@@ -39,7 +39,7 @@ fi
 PATH="$PWD/$VENV/bin:$PATH"
 export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"
 
-say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, a minute or two)"
+say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, two or three minutes)"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
 uv pip install --quiet --python "$VENV/bin/python" --resolution "${RESOLUTION:-highest}" \
     "cython>=0.29.37,<3" "setuptools>=77" "wheel>=0.45" "numpy>=2"

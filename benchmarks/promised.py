@@ -75,14 +75,26 @@ def committed_figures() -> dict[str, Figure]:
     for path in sorted(folder.rglob("*.json")):
         script = path.relative_to(folder).parts[0].removesuffix(".json")
         report = json.loads(path.read_text(encoding="utf-8"))
-        figures |= {f"{script}: {name}": Figure(**values) for name, values in report["figures"].items()}
+        # A benchmark that lacked what it needs has left its reason there, and no figures.
+        figures |= {
+            f"{script}: {name}": Figure(**values) for name, values in report.get("figures", {}).items()
+        }
     return figures
 
 
 def found(promise: Promise, figures: Mapping[str, Figure]) -> Figure | None:
-    """The figure of a promise: of several the first that does not hold, else the first; None if none is there."""
+    """The figure of a promise: of several the worst, before all one that does not hold; None if none is there."""
     own = [figure for name, figure in figures.items() if fnmatchcase(name, promise.figure)]
-    return next((figure for figure in own if figure.holds is False), own[0] if own else None)
+    missed = [figure for figure in own if figure.holds is False]
+    return max(missed or own, key=lambda figure: _distance(figure.value, promise.target), default=None)
+
+
+def _distance(value: float, target: str) -> float:
+    """How bad a value is beside others, by the direction that its target has in words."""
+    middle, tolerance, _ = target.partition("±")
+    if tolerance:
+        return abs(value - float(middle))
+    return -value if target.startswith("≥") else value
 
 
 def state(figure: Figure | None) -> str:

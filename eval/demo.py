@@ -100,7 +100,9 @@ def _gradio() -> Any:
     try:
         import gradio
     except ModuleNotFoundError:
-        raise UserError("segclip-demo needs Gradio: pip install 'segclip[demo]'") from None
+        raise UserError(
+            "segclip-demo needs Gradio: make setup, or pip install -e '.[demo]' in the checkout"
+        ) from None
     return gradio
 
 

@@ -66,7 +66,7 @@ __all__ = [
 REMEDIES = (
     "train.micro_batch smaller (up to 1/3 more computing)",
     "model.activation_checkpointing=true (1/3 more computing)",
-    "zero.stage=2, then 3 (3 sends half as much again)",
+    "zero.stage=2, then 3 (3 gathers all parameters in every pass)",
     "zero.offload_optimizer=cpu, then zero.offload_parameters=cpu (copies to the host in each step)",
 )
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "tf32": 4}

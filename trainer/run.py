@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the configuration says.
 
     Exit code 0: the run is complete. 2: its user has to mend something. 69: another rank is lost. 75: asked to stop by
-    a signal. After the last two the same command goes on.
+    a signal. 130: interrupted from the keyboard. After the last three the same command goes on.
     """
     arguments = build_parser().parse_args(argv)
     if arguments.local_rank is not None:

@@ -29,8 +29,9 @@ class ZeroConfig(BaseModel):
 
     stage: Literal[0, 1, 2, 3] = Field(
         1,
-        description="0 keeps everything on every rank; 1 is right up to a few billion parameters: it sends no more "
-        "bytes than 0; 2 as 1 with fewer gradients; 3 sends half as much again, for models that fit no other way.",
+        description="0 keeps everything on every rank; 1 shares out the optimiser's state, right up to a few billion "
+        "parameters: it sends half as many bytes again as 0; 2 as 1 with fewer gradients; 3 gathers parameters in "
+        "every pass, for models that fit no other way.",
     )
     overlap_communication: bool = Field(
         True,
@@ -139,8 +140,8 @@ def check_combination(zero: ZeroConfig, optimizer: OptimizerConfig, precision: s
     if precision == "fp16" and zero.stage == 0:
         raise ValueError(
             "train.precision is 'fp16' and zero.stage is 0: DeepSpeed's optimiser for these divides the gradients by a "
-            "loss scale that the loss was never multiplied by, so that they vanish; set zero.stage=1, which costs no "
-            "more, or train.precision=bf16"
+            "loss scale that the loss was never multiplied by, so that they vanish; set zero.stage=1 "
+            "or train.precision=bf16"
         )
     if zero.gradient_dtype == "fp32" and precision in ("bf16", "fp16"):
         if zero.stage == 0:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks import promised
 from benchmarks.promised import (
     PROMISES,
     Promise,
@@ -16,7 +18,7 @@ from benchmarks.promised import (
     shown,
     with_figures,
 )
-from benchmarks.report import Figure
+from benchmarks.report import Figure, leave_out, write_report
 
 PROMISE = Promise("Kernels", "bytes moved", "bytes: * / least", "≤ 1.3")
 GOOD = Figure(1.1, "times", 1.3, True)
@@ -28,6 +30,26 @@ def test_of_several_figures_one_that_does_not_hold_is_shown() -> None:
     assert found(PROMISE, figures) is BAD
     assert found(PROMISE, {"bytes: a / least": GOOD}) is GOOD
     assert found(PROMISE, {"other: c / least": GOOD}) is None
+
+
+@pytest.mark.parametrize(("target", "worst"), [("≤ 9", 3.0), ("≥ 1", 1.5), ("2.4 ± 90 %", 1.5)])
+def test_of_several_figures_that_hold_the_worst_is_shown(target: str, worst: float) -> None:
+    figures = {f"bytes: {value} / least": Figure(value, "", 2, True) for value in (2.0, 1.5, 3.0)}
+    shown_one = found(Promise("Kernels", "bytes moved", "bytes: * / least", target), figures)
+    assert shown_one is not None
+    assert shown_one.value == worst
+
+
+def test_a_benchmark_that_was_left_out_has_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promised, "ROOT", tmp_path)
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    write_report(folder / "data.json", {"ratio": GOOD})
+    with pytest.raises(SystemExit):
+        leave_out("no GPU here", folder / "gpu_bytes.json")
+    assert committed_figures() == {"data: ratio": GOOD}
 
 
 def test_what_was_not_measured_says_so() -> None:
