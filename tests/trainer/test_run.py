@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from segclip.data_pipelines.scenes.sets import SceneSet, write_scene_shards
+from tests.ranks import start
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,11 @@ def run(
         check=False,
         timeout=240,
     )
+
+
+def forked(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same, in a rank that has torch and DeepSpeed loaded already."""
+    return start(RUN, "--config", ROOT / "configs" / "quickstart.yaml", *arguments, ranks=1).finish(240)
 
 
 def small(shards: Path | str, run_dir: Path) -> list[str]:
@@ -115,10 +121,10 @@ def test_out_of_memory_says_what_needs_less(shards: Path, tmp_path: Path) -> Non
 
 
 def test_resuming_another_model_is_refused(shards: Path, tmp_path: Path) -> None:
-    first = run(*small(shards, tmp_path / "run"))
-    assert first.returncode == 0, first.stderr
+    first = forked(*small(shards, tmp_path / "run"))
+    assert first.returncode == 0, first.stdout
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert resolved["train"]["steps"] == 2
-    message = one_error(run(*small(shards, tmp_path / "run"), "train.steps=3", "model.centers=6"))
+    message = one_error(forked(*small(shards, tmp_path / "run"), "train.steps=3", "model.centers=6"))
     assert "model.centers: 8 -> 6" in message
