@@ -31,8 +31,6 @@ LONGEST = (
     "distributed/test_skipped_steps.py",
     "faults/test_ranks.py",
     "trainer/test_optimizer.py",
-    "trainer/test_run.py",
-    "benchmarks/test_gpu_training.py",
 )
 
 

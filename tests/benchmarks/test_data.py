@@ -182,7 +182,8 @@ FIGURES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [("s3", "raw"), pytest.param(PARTS, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("parts", [("s3", "raw"), PARTS])
 def test_it_runs_whole(tmp_path: Path, parts: tuple[str, ...]) -> None:
     path = tmp_path / "report.json"
     done = subprocess.run(

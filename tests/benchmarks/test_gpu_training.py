@@ -37,6 +37,7 @@ def test_figures_are_held_against_their_targets() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_its_cases_run_on_a_cpu(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     done = subprocess.run(

@@ -67,7 +67,7 @@ def ends(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[E
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-@pytest.mark.parametrize("launcher", [by_deepspeed, by_torchrun])
+@pytest.mark.parametrize("launcher", [by_deepspeed, pytest.param(by_torchrun, marks=pytest.mark.exhaustive)])
 def test_two_hosts_train_together(
     hosts: list[Host],
     config_file: Path,

@@ -84,13 +84,13 @@ def test_misspelt_key_and_wrong_type() -> None:
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    message = one_error(run(*small(tmp_path / "nowhere", tmp_path / "run")))
+    message = one_error(forked(*small(tmp_path / "nowhere", tmp_path / "run")))
     assert str(tmp_path / "nowhere") in message
 
 
 def test_missing_evaluation_data_is_found_before_training(shards: Path, tmp_path: Path) -> None:
     message = one_error(
-        run(
+        forked(
             *small(shards, tmp_path / "run"),
             "evaluation.dataset=scenes",
             f"evaluation.data_root={tmp_path}/eval",
