@@ -137,13 +137,18 @@ def start(
 
 
 def complete(
-    script: Path, *arguments: object, ranks: int = 2, port: int | None = None, seconds: float = 900
+    script: Path,
+    *arguments: object,
+    ranks: int = 2,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 900,
 ) -> str:
     """Run a script on some ranks to its end; returns what they have written.
 
     Raises:
         AssertionError: one of them failed.
     """
-    done = start(script, *arguments, ranks=ranks, port=port).finish(seconds)
+    done = start(script, *arguments, ranks=ranks, port=port, environment=environment).finish(seconds)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout

@@ -99,7 +99,7 @@ def _run_steps(
     engine, stream, micro_batch = run.engine, run.stream, run.micro_batch
     steps, first_step = config.train.steps, run.first_step
     reporter = Reporter(config, ranks, run, tracker)
-    skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks)
+    skips = SkippedSteps(config.train.max_skipped, config.run_dir, ranks, writer.wait)
     best = run.state.best if run.state is not None else None
     # What is computed piece by piece need not lie on the device as a whole.
     provide = on_device if micro_batch == stream.batch_size else pinned

@@ -7,6 +7,7 @@ gradient, so it is the same on all ranks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ __all__ = ["SkippedSteps", "step_health"]
 
 
 class SkippedSteps:
-    """Watches the gradient norm of each step."""
+    """Watches the gradient norm of each step.
 
-    def __init__(self, most_in_a_row: int, run_dir: str | Path, ranks: Ranks) -> None:
+    Args:
+        most_in_a_row: steps that may be skipped one after the other.
+        run_dir: whose last checkpoint is named in the end.
+        ranks: all of them.
+        finish_saving: returns when no checkpoint is being written any more, so that the one named is the last.
+    """
+
+    def __init__(
+        self, most_in_a_row: int, run_dir: str | Path, ranks: Ranks, finish_saving: Callable[[], None]
+    ) -> None:
         self._most = most_in_a_row
         self._run_dir = run_dir
         self._ranks = ranks
+        self._finish_saving = finish_saving
         self._in_a_row = 0
 
     def look(self, gradient_norm: float, step: int) -> None:
@@ -38,6 +49,7 @@ class SkippedSteps:
             return
         self._in_a_row += 1
         if self._in_a_row > self._most:
+            self._finish_saving()
             raise RankError(
                 f"the gradient was not finite in {self._in_a_row} steps in a row, up to step {step}; all were skipped, "
                 f"and train.max_skipped allows {self._most}: lower optimizer.lr, raise schedule.warmup, or train in "

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segclip.trainer.faults import FAULTS, FIRED
 from tests.distributed.conftest import selected
 from tests.ranks import complete
 from tests.run_files import metrics
@@ -50,13 +51,16 @@ def runs(
     """Six steps each, of which the fourth is spoilt; and a run that is spoilt from the fifth on."""
     root = tmp_path_factory.mktemp("skips")
     wanted = {"zero1"} | selected(request, Path(__file__), "name")
-    words = [
+    words = [f"{root}/hopeless::5-99::train.steps=20::train.max_skipped=2::checkpoint.every=2"]
+    words += [
         "::".join([f"{root}/{name}", "4-4", *overrides])
         for name, overrides in VARIANTS.items()
         if name in wanted
     ]
-    words.append(f"{root}/hopeless::5-99::train.steps=20::train.max_skipped=2::checkpoint.every=2")
-    output.append(complete(WORKER, config_file, *words))
+    # The first run's last checkpoint is still being written when its last step ends. The fault happens once.
+    slow_disk = {"where": "publish rename", "rank": 0, "step": 6, "what": "sleep 3"}
+    environment = {FAULTS: json.dumps([slow_disk]), FIRED: f"{root}/fired"}
+    output.append(complete(WORKER, config_file, *words, environment=environment))
     return root
 
 
