@@ -19,7 +19,7 @@ DOCS = [
     "mkdocs-material>=9.6,<10",
     "mkdocstrings[python]>=0.30,<2",
     "latex2mathml>=3.77,<4",
-    "grimp>=3,<4",
+    "grimp>=3.4,<4",
 ]
 DEMO = ["gradio>=6,<7"]
 
