@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,19 @@ def test_in_a_narrow_terminal_words_stay_whole() -> None:
 def test_results_of_one_script_in_several_files_are_one() -> None:
     assert "data: end to end, files: ratio" in committed_figures()
     assert "data: raw reading: ours / fastest other" in committed_figures()
+
+
+def test_figures_of_one_promise_have_its_target() -> None:
+    """A pattern must not take figures that were measured against something else, or against nothing."""
+    for promise in PROMISES:
+        own = {
+            name: figure.target
+            for name, figure in committed_figures().items()
+            if fnmatchcase(name, promise.figure)
+        }
+        number = re.search(r"\d[\d.]*", promise.target)
+        owed = float(number.group()) if number else None
+        assert own == dict.fromkeys(own, owed), promise
 
 
 def test_a_readme_without_a_place_for_the_table_is_refused() -> None:
