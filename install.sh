@@ -42,7 +42,7 @@ export TORCH_EXTENSIONS_DIR="$PWD/$VENV/torch_extensions"
 say "installing torch, DeepSpeed, MLflow and the rest (about 6 GB, two or three minutes)"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
 uv pip install --quiet --python "$VENV/bin/python" --resolution "${RESOLUTION:-highest}" \
-    "cython>=0.29.37,<3" "setuptools>=77" "wheel>=0.45" "numpy>=2"
+    "cython>=3.0.11,<4" "setuptools>=77" "wheel>=0.45" "numpy>=2"
 uv pip install --quiet --python "$VENV/bin/python" --no-build-isolation-package segclip \
     --resolution "${RESOLUTION:-highest}" -e ".[dev]"
 

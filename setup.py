@@ -68,7 +68,7 @@ setup(
         "braceexpand>=0.1.7,<0.2",
     ],
     extras_require={
-        # A source package that needs Cython below 3 and no build isolation: see install.sh.
+        # A source package that needs Cython 3 and no build isolation: see install.sh.
         "slic": ["fast-slic==0.4.0"],
         "dev": [
             "pytest>=8,<10",

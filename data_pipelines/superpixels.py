@@ -154,7 +154,7 @@ def _slic() -> Callable[[NDArray[np.uint8], SuperpixelMethod], NDArray[np.int16]
     except ImportError:
         warnings.warn(
             "fast-slic is not installed: superpixels are computed by scikit-image, about 15 times slower "
-            "(pip install 'cython<3' numpy setuptools wheel && pip install --no-build-isolation fast-slic)",
+            "(pip install 'cython>=3' numpy setuptools wheel && pip install --no-build-isolation fast-slic)",
             stacklevel=2,
         )
         return _scikit_slic
