@@ -93,8 +93,8 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path: Path, marker: Path) 
     with pytest.raises(ValueError) as caught:
         check_pickles(tmp_path)
     assert str(caught.value) == (
-        f"checkpoint file {path} names {open.__module__}.open, which could run code when it is loaded, so it is not; use a "
-        "checkpoint that you trust; to train anew, give another run_dir"
+        f"checkpoint file {path} names {open.__module__}.open, which could run code when it is loaded, so it is not; "
+        "use a checkpoint that you trust; to train anew, give another run_dir"
     )
     assert not marker.exists()
 
